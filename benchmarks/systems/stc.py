@@ -1,0 +1,126 @@
+"""One STC training step at the paper's widths, B = 8 clips of T = 64 frames: slrfast against the field-style code.
+
+Both train the same network on the same clips with the same number of views, in float32 eager mode; the profile splits
+the step into graph networks, temporal blocks, transformers, heads, losses, EMA, optimizer and loader.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.baselines.stc import FieldSTC, copy_system, load_batch
+from benchmarks.systems.profile import profiled_step
+from slrfast.data import PoseBatch
+from slrfast.systems import STC, STCConfig
+from slrfast.systems.stc import View
+
+BATCH, FRAMES_PER_CLIP = 8, 90
+FLOPS_PER_FRAME = 203.8e6  # forward, one stream, dense form
+STEP_FLOPS = BATCH * 64 * FLOPS_PER_FRAME * 8  # two streams; query forward and backward (3), key forward (1)
+
+
+def _field_inputs(view: View) -> dict[str, Tensor]:
+    return {"joint": view.xy.detach(), "motion": view.motion.detach(), "visible": view.visible}
+
+
+def correctness() -> float:
+    """Relative difference of the two losses and of their gradients' norms, same weights and views, without dropout."""
+    config = STCConfig.paper(
+        frames=16, gcn_dropout=0.0, frame_dropout=0.0, transformer_dropout=0.0, bank_size=256, neighbors=128
+    )
+    system = STC(config)
+    field = FieldSTC(config)
+    copy_system(system, field)
+    batch = PoseBatch.random(2)
+    query, key = system.views(batch, torch.Generator().manual_seed(0))
+    expected = field(_field_inputs(query), _field_inputs(key))
+    loss = system.training_step(batch, torch.Generator().manual_seed(0))["loss"]
+    expected.backward()
+    loss.backward()
+    norms = [
+        torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+        for model in (system.query, field.encoder_q)
+    ]
+    return max(abs(loss.item() / expected.item() - 1), abs((norms[0] / norms[1]).item() - 1))
+
+
+def field_step(model: FieldSTC, clips: list[tuple[np.ndarray, np.ndarray]]) -> Callable[[], dict[str, float]]:
+    """A profiled step of the field-style code, ready to call."""
+    optimizer = torch.optim.SGD(model.encoder_q.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    rng = np.random.default_rng(0)
+    encoders = [*model.encoder_q.values(), *model.encoder_k.values()]
+    phases = {
+        "gcn": [m for e in encoders for m in (e.hand_gcn, e.trunk_gcn)],
+        "temporal": [m for e in encoders for m in (e.hand_tcn, e.trunk_tcn)],
+        "transformer": [m for e in encoders for m in (e.hand_transformer, e.trunk_transformer)],
+        "heads": [m for e in encoders for m in (e.hand_fc, e.trunk_fc)],
+    }
+
+    def load() -> list[dict[str, Tensor]]:
+        views = load_batch(clips, model.config.frames, rng)
+        for s in FieldSTC.STREAMS:
+            views[0][s].requires_grad_()
+        return views
+
+    def embed(views: list[dict[str, Tensor]]) -> tuple[dict, dict]:
+        query, key = views
+        q = {s: model.encoder_q[s].embed(query[s], query["visible"]) for s in FieldSTC.STREAMS}
+        with torch.no_grad():
+            k = {s: model.encoder_k[s].embed(key[s], key["visible"]) for s in FieldSTC.STREAMS}
+        return q, k
+
+    def losses(embeddings: tuple[dict, dict]) -> Tensor:
+        loss = model.losses(*embeddings)
+        model.dequeue_and_enqueue(embeddings[1])
+        return loss
+
+    return lambda: profiled_step(phases, load, embed, losses, optimizer, model.momentum_update)
+
+
+def slrfast_step(system: STC, batch: PoseBatch) -> Callable[[], dict[str, float]]:
+    """A profiled step of slrfast's STC, ready to call."""
+    optimizer = system.optimizer()
+    encoders = [*system.query.values(), *(key.encoder for key in system.key.values())]
+    phases = {
+        "gcn": [m for e in encoders for m in (e.hand_gcn, e.trunk_gcn)],
+        "temporal": [m for e in encoders for m in (e.hand_temporal, e.trunk_temporal)],
+        "transformer": [m for e in encoders for m in (e.hand_transformer, e.trunk_transformer)],
+        "heads": [m for e in encoders for m in (e.hand_head, e.trunk_head)],
+    }
+
+    def load() -> tuple[View, View]:
+        query, key = system.views(batch)
+        return query._replace(xy=query.xy.requires_grad_(), motion=query.motion.requires_grad_()), key
+
+    def losses(embeddings: tuple[dict, dict]) -> Tensor:
+        loss = system.losses(*embeddings)["loss"]
+        system.enqueue(embeddings[1])
+        return loss
+
+    return lambda: profiled_step(phases, load, lambda views: system.embed(*views), losses, optimizer, system.update_after_step)
+
+
+def measure(rounds: int = 3) -> dict[str, dict[str, float]]:
+    """Median seconds per phase for both implementations, rounds interleaved after one warm-up of each."""
+    torch.manual_seed(0)
+    config = STCConfig.paper(batch_size=BATCH)
+    batch = PoseBatch.random(BATCH, min_frames=FRAMES_PER_CLIP, max_frames=FRAMES_PER_CLIP)
+    clips = [
+        (xy.numpy(), confidence.numpy())
+        for xy, confidence in zip(batch.xy.split(FRAMES_PER_CLIP), batch.confidence.split(FRAMES_PER_CLIP), strict=True)
+    ]
+    steps = {"field": field_step(FieldSTC(config), clips), "slrfast": slrfast_step(STC(config), batch)}
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            seconds = step()
+            if turn:
+                samples[name].append(seconds)
+    return {
+        name: {phase: statistics.median(s[phase] for s in runs) for phase in runs[0]} for name, runs in samples.items()
+    }

@@ -1,0 +1,63 @@
+// The only file that knows Python: integers become pointers, the GIL is released, a status becomes an exception.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <type_traits>
+
+#include "slrfast/slrfast.h"
+
+namespace py = pybind11;
+
+namespace {
+
+struct Unsupported : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+void check(slr_status status) {
+  if (status == SLR_OK) return;
+  if (status == SLR_INVALID_ARGUMENT) throw py::value_error(slr_last_error());
+  if (status == SLR_UNSUPPORTED) throw Unsupported(slr_last_error());
+  throw std::runtime_error(slr_last_error());
+}
+
+template <class T>
+using Argument = std::conditional_t<std::is_pointer_v<T>, uintptr_t, T>;
+
+template <class T>
+T convert(Argument<T> argument) {
+  if constexpr (std::is_pointer_v<T>)
+    return reinterpret_cast<T>(argument);
+  else
+    return argument;
+}
+
+template <class... T, class... Extra>
+void define(py::module_& module, const char* name, slr_status (*function)(T...), const Extra&... extra) {
+  const auto call = [function](Argument<T>... arguments) { check(function(convert<T>(arguments)...)); };
+  module.def(name, call, extra..., py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The C interface of slrfast (csrc/include/slrfast/slrfast.h); buffers are passed as addresses.";
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Unsupported& error) {
+      PyErr_SetString(PyExc_NotImplementedError, error.what());
+    }
+  });
+
+  module.def("build_info", slr_build_info);
+  module.def("cpu_isa", [] {
+    const char* name = nullptr;
+    check(slr_cpu_isa(&name));
+    return name;
+  });
+  define(module, "motion_cpu", slr_motion_cpu);
+  define(module, "motion_cuda", slr_motion_cuda);
+  define(module, "motion_grad_cpu", slr_motion_grad_cpu);
+  define(module, "motion_grad_cuda", slr_motion_grad_cuda);
+}

@@ -1,0 +1,104 @@
+"""The only place that words input errors: ``<op>: <argument> must <rule>, got <value>[; what to do]``.
+
+Every check reads sizes, dtypes and devices only, so none of them synchronises a device; all of them may run under
+``torch.compile``. ValueError is for shape and range, TypeError for type and dtype.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def message(op: str, argument: str, rule: str, got: object, hint: str = "") -> str:
+    """The wording itself, for the rare check that none of the functions below expresses."""
+    return f"{op}: {argument} must {rule}, got {got}" + (f"; {hint}" if hint else "")
+
+
+def require(condition: bool, op: str, argument: str, rule: str, got: object, hint: str = "") -> None:
+    """Raise ValueError unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(message(op, argument, rule, got, hint))
+
+
+def shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
+    """Match tensors against patterns such as ``query=(query, "B D")`` and return the size of every letter.
+
+    A word of the pattern is a number, or a name that must have one size in all arguments; a leading ``...`` stands for
+    any number of dimensions.
+    """
+    sizes: dict[str, int] = {}
+    for name, (tensor, pattern) in arguments.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(message(op, name, "be a torch.Tensor", type(tensor).__name__))
+        words = pattern.split()
+        open_ended = bool(words) and words[0] == "..."
+        words = words[1:] if open_ended else words
+        offset = tensor.dim() - len(words)
+        if offset < 0 or (offset and not open_ended):
+            raise ValueError(message(op, name, f"have shape [{', '.join(pattern.split())}]", list(tensor.shape)))
+        for axis, word in enumerate(words):
+            size = tensor.shape[offset + axis]
+            want = int(word) if word.isdigit() else sizes.setdefault(word, size)
+            if size != want:
+                shown = f"[{', '.join(pattern.split())}]" + ("" if word.isdigit() else f" with {word} = {want}")
+                raise ValueError(message(op, name, f"have shape {shown}", list(tensor.shape)))
+    return sizes
+
+
+def floating(op: str, **tensors: Tensor) -> None:
+    """Every tensor is float64, float32, bfloat16 or float16."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise TypeError(message(op, name, "be float64, float32, bfloat16 or float16", tensor.dtype))
+
+
+def dtype(op: str, wanted: torch.dtype, **tensors: Tensor) -> None:
+    """Every tensor has exactly this dtype."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != wanted:
+            raise TypeError(message(op, name, f"be {wanted}", tensor.dtype))
+
+
+def same_device(op: str, **tensors: Tensor) -> None:
+    """All tensors are on the device of the first."""
+    (first, lead), *rest = tensors.items()
+    for name, tensor in rest:
+        if tensor.device != lead.device:
+            raise ValueError(message(op, name, f"be on the device of {first} ({lead.device})", tensor.device))
+
+
+def positive(op: str, **scalars: float) -> None:
+    """Every scalar is a finite number above zero."""
+    for name, value in scalars.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(message(op, name, "be a number", type(value).__name__))
+        require(math.isfinite(value) and value > 0, op, name, "be finite and > 0", value)
+
+
+def integer_between(op: str, low: int, high: int, **scalars: int) -> None:
+    """Every scalar is an integer in [low, high]."""
+    for name, value in scalars.items():
+        if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+            raise TypeError(message(op, name, "be an integer", type(value).__name__))
+        require(low <= value <= high, op, name, f"be in [{low}, {high}]", value)
+
+
+def choice(op: str, options: Sequence[str], **values: str) -> None:
+    """Every value is one of ``options``."""
+    for name, value in values.items():
+        require(value in options, op, name, f"be one of {', '.join(map(repr, options))}", repr(value))
+
+
+def may_read(tensor: Tensor) -> bool:
+    """Whether a check of values is allowed: always on CPU, elsewhere (it waits for the device) if SLRFAST_DEBUG=1.
+
+    Never inside ``torch.compile``, where it would break the graph.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("SLRFAST_DEBUG") == "1"

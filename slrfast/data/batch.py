@@ -1,0 +1,144 @@
+"""One clip, and the packed batch of clips that every system trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from slrfast import checks
+
+
+@dataclass(eq=False)
+class Clip:
+    """A pre-processed clip.
+
+    Attributes:
+        xy: float32 [F, 49, 2]: rows 0-20 right hand, 21-41 left hand (mirrored), 42-48 trunk. A hand's coordinates are
+            fractions of its own box, the trunk's are fractions of the image. A missing joint is (0, 0).
+        confidence: float32 [F, 49], 0 for a missing joint.
+        label: class index, -1 unknown.
+        name: file name, unique within a data set.
+        group: signer or language, "" unknown.
+        index: position in the data set it was read from.
+    """
+
+    xy: Tensor
+    confidence: Tensor
+    label: int = -1
+    name: str = ""
+    group: str = ""
+    index: int = 0
+
+    @property
+    def num_frames(self) -> int:
+        """F."""
+        return self.xy.shape[0]
+
+
+@dataclass(eq=False)
+class PoseBatch:
+    """B clips behind each other, without padding.
+
+    Attributes:
+        xy: float32 [F, 49, 2], all frames of all clips.
+        confidence: float32 [F, 49].
+        offsets: int64 [B + 1]; clip b is rows offsets[b] to offsets[b + 1].
+        label: int64 [B], -1 unknown.
+        index: int64 [B], position in the data set.
+        rgb: uint8 [B, 3, T, H, W] or None.
+        tokens: int64 [B, L] or None.
+        token_lengths: int64 [B] or None.
+    """
+
+    xy: Tensor
+    confidence: Tensor
+    offsets: Tensor
+    label: Tensor
+    index: Tensor
+    rgb: Tensor | None = None
+    tokens: Tensor | None = None
+    token_lengths: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        checks.shapes(
+            "PoseBatch",
+            xy=(self.xy, "F 49 2"),
+            confidence=(self.confidence, "F 49"),
+            label=(self.label, "B"),
+            index=(self.index, "B"),
+        )
+        checks.shapes("PoseBatch", offsets=(self.offsets, str(self.size + 1)))
+        checks.dtype("PoseBatch", torch.int64, offsets=self.offsets, label=self.label, index=self.index)
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.label.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Frames of every clip, int64 [B]."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PoseBatch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PoseBatch:
+        """The same batch in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change) -> PoseBatch:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+
+    @classmethod
+    def collate(cls, clips: Sequence[Clip]) -> PoseBatch:
+        """Pack clips; the ``collate_fn`` of a DataLoader over any slrfast data set.
+
+        >>> clip = Clip(torch.zeros(3, 49, 2), torch.zeros(3, 49), label=7)
+        >>> PoseBatch.collate([clip, clip]).offsets
+        tensor([0, 3, 6])
+        """
+        checks.require(len(clips) > 0, "PoseBatch.collate", "clips", "hold at least one clip", len(clips))
+        lengths = torch.tensor([0, *(clip.num_frames for clip in clips)])
+        return cls(
+            torch.cat([clip.xy for clip in clips]),
+            torch.cat([clip.confidence for clip in clips]),
+            lengths.cumsum(0),
+            torch.tensor([clip.label for clip in clips]),
+            torch.tensor([clip.index for clip in clips]),
+        )
+
+    @classmethod
+    def random(
+        cls, size: int, *, min_frames: int = 25, max_frames: int = 90, seed: int = 0, num_classes: int = 10
+    ) -> PoseBatch:
+        """A batch of noise for tests and timings: positions in [0, 1), about a tenth of the joints missing.
+
+        Args:
+            size: B.
+            min_frames: shortest clip.
+            max_frames: longest clip.
+            seed: the same seed gives the same batch.
+            num_classes: labels are in [0, num_classes).
+
+        >>> PoseBatch.random(4, min_frames=5, max_frames=5).lengths
+        tensor([5, 5, 5, 5])
+        """
+        checks.integer_between(
+            "PoseBatch.random", 1, 1 << 20, size=size, min_frames=min_frames, num_classes=num_classes
+        )
+        checks.integer_between("PoseBatch.random", min_frames, 1 << 20, max_frames=max_frames)
+        generator = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(min_frames, max_frames + 1, (size,), generator=generator)
+        offsets = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+        frames = int(offsets[-1])
+        confidence = torch.rand(frames, 49, generator=generator)
+        confidence = torch.where(confidence < 0.1, 0, confidence)
+        xy = torch.rand(frames, 49, 2, generator=generator) * (confidence > 0)[..., None]
+        label = torch.randint(num_classes, (size,), generator=generator)
+        return cls(xy, confidence, offsets, label, torch.arange(size))

@@ -1,0 +1,80 @@
+"""Pose file formats. To add one: write a file with a ``FORMAT`` beside the others, and add its line to ``FORMATS``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from slrfast.data.formats import mmpose_json, mmpose_pickle, npz, pose_binary
+from slrfast.data.formats.base import Format, reading
+from slrfast.data.pose import Pose, image_size
+from slrfast.errors import PoseFileError
+
+FORMATS: dict[str, Format] = {
+    "npz": npz.FORMAT,
+    "mmpose_json": mmpose_json.FORMAT,
+    "mmpose_pickle": mmpose_pickle.FORMAT,
+    "pose": pose_binary.FORMAT,
+}
+_HEAD = 64
+
+
+def load_pose(
+    path: str | os.PathLike,
+    format: str = "auto",
+    *,
+    size: tuple[int, int] | None = None,
+    drop_last: bool = False,
+) -> Pose:
+    """Read one pose file, whatever wrote it.
+
+    Args:
+        path: a file of one clip.
+        format: "npz", "mmpose_json", "mmpose_pickle", "pose", or "auto": the first bytes decide, else the extension.
+        size: (width, height) of the image in pixels, for files that do not name it (MMPose's).
+        drop_last: ignore the last entry of a pickle's ``img_list``, as the authors do for WLASL and SLR500.
+    Returns:
+        A Pose: finite float32 pixels [T, P, V, 2], confidences [T, P, V].
+    Raises:
+        PoseFileError: the file is missing, empty, damaged, of another kind, or wants to run code. Nothing that a file
+            holds is ever executed.
+
+    >>> from slrfast.data import SyntheticSigns
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = SyntheticSigns(num_classes=2, clips_per_class=1).save(folder, "npz")
+    ...     load_pose(files[0]).layout
+    'coco133'
+    """
+    path = Path(path)
+    if format != "auto" and format not in FORMATS:
+        raise ValueError(f"load_pose: format must be 'auto' or one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    size = image_size(str(path), size)
+    with reading(path):
+        name = detect(path) if format == "auto" else format
+        pose = FORMATS[name].read(path, size, drop_last)
+    if pose.size is None:
+        pose.size = size
+    return pose
+
+
+def detect(path: Path) -> str:
+    """The name of the format of a file, by its first bytes, else by its extension."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    if not head:
+        raise PoseFileError(path, "is empty")
+    suffix = path.suffix.lower()
+    by_content = [name for name, form in FORMATS.items() if form.matches(head)]
+    by_suffix = [name for name, form in FORMATS.items() if suffix in form.suffixes]
+    both = [name for name in by_content if name in by_suffix]
+    for names in (both, by_content, by_suffix):
+        if names:
+            return names[0]
+    raise PoseFileError(path, f"is no pose file; known formats are {', '.join(FORMATS)}")
+
+
+def suffixes(format: str = "auto") -> frozenset[str]:
+    """The file extensions that a folder is searched for."""
+    forms = FORMATS.values() if format == "auto" else [FORMATS[format]]
+    return frozenset(suffix for form in forms for suffix in form.suffixes)

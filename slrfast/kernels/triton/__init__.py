@@ -1,0 +1,1 @@
+"""Triton kernels with their launchers; importing a module here imports triton."""

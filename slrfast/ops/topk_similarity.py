@@ -1,0 +1,85 @@
+"""The nearest rows of a memory bank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slrfast import checks
+from slrfast.ops import _dispatch
+from slrfast.reference import topk_similarity as reference
+
+# ---- backends -------------------------------------------------------------------------------------------------------
+
+_dispatch.register("topk_similarity", cpu=("reference",), cuda=("reference",))
+_FORWARD = {"reference": reference.topk_similarity}
+_GRAD = {"reference": reference.topk_similarity_grad}
+
+
+def _forward(query: Tensor, bank: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
+    device = query.device.type
+    with torch.autocast(device, enabled=False):
+        return _FORWARD[_dispatch.choose("topk_similarity", device)](query, bank, k, sorted)
+
+
+def _grad(grad: Tensor, indices: Tensor, bank: Tensor) -> Tensor:
+    device = grad.device.type
+    with torch.autocast(device, enabled=False):
+        return _GRAD[_dispatch.choose("topk_similarity", device)](grad, indices, bank)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------
+
+
+class _TopKSimilarity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query: Tensor, bank: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
+        values, indices = _forward(query, bank, k, sorted)
+        ctx.save_for_backward(bank, indices)
+        ctx.mark_non_differentiable(indices)
+        ctx.dtype = query.dtype
+        return values, indices
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor, _):
+        bank, indices = ctx.saved_tensors
+        return _grad(grad, indices, bank).to(ctx.dtype), None, None, None
+
+
+# ---- public ---------------------------------------------------------------------------------------------------------
+
+
+def topk_similarity(query: Tensor, bank: Tensor, k: int, *, sorted: bool = True) -> tuple[Tensor, Tensor]:
+    """Find the k bank rows with the largest inner product with every query.
+
+    values[b, j] = <query[b], bank[indices[b, j]]>. Of rows with equal values the lowest index comes first, and is the
+    one that is kept when not all fit. STC Eq. 5 (the set N+), CCL-SLR's semantic positives, k-nearest-neighbour
+    evaluation.
+
+    Args:
+        query: [B, D], any strides, float64, float32, bfloat16 or float16. Gradient flows through the values.
+        bank: [N, D]; the dtype may differ; no gradient, even if it requires one.
+        k: number of rows, in [1, N].
+        sorted: order each row by falling value; otherwise the order is unspecified (but deterministic).
+    Returns:
+        values [B, k], float32 (float64 if an input is), also under autocast, and indices [B, k] int64.
+    Raises:
+        TypeError: a tensor of another dtype, or a ``k`` that is no integer. ValueError: shapes or devices that do not
+            fit, or k outside [1, N].
+    Numerics:
+        Accumulates in the values' dtype, deterministic. A NaN ranks beside +inf. The bank is read in chunks of 65,536
+        rows (or k, if larger), so a long bank needs no [B, N] buffer. For the gradient (once differentiable) the bank
+        itself is saved, not a copy: do not overwrite it before the backward pass.
+
+    >>> values, indices = topk_similarity(torch.tensor([[1.0]]), torch.tensor([[2.0], [5.0], [2.0]]), 2)
+    >>> values.tolist(), indices.tolist()
+    ([[5.0, 2.0]], [[1, 0]])
+    """
+    sizes = checks.shapes("topk_similarity", query=(query, "B D"), bank=(bank, "N D"))
+    checks.floating("topk_similarity", query=query, bank=bank)
+    checks.same_device("topk_similarity", query=query, bank=bank)
+    checks.integer_between("topk_similarity", 1, sizes["N"], k=k)
+    if query.requires_grad and torch.is_grad_enabled():
+        return _TopKSimilarity.apply(query, bank.detach(), k, sorted)
+    return _forward(query, bank.detach(), k, sorted)

@@ -1,0 +1,7 @@
+"""The published systems, one file per paper."""
+
+from slrfast.systems.stc import STC, STCConfig
+
+SYSTEMS = {"stc": STC}
+
+__all__ = ["STC", "SYSTEMS", "STCConfig"]

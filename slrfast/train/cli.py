@@ -1,0 +1,192 @@
+"""The ``slrfast`` command.
+
+Exit codes: 0 done; 1 unexpected error, with its traceback; 2 wrong input, in one sentence; 3 training diverged;
+130 and 143 stopped by Ctrl-C or SIGTERM after saving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+
+from slrfast.data import PreprocessOptions
+from slrfast.errors import SlrfastError
+from slrfast.systems import SYSTEMS
+from slrfast.train.config import build_system, open_dataset
+from slrfast.train.demo import demo
+from slrfast.train.evaluate import evaluate_run
+from slrfast.train.loop import TrainingDiverged, pretrain
+from slrfast.train.options import Parser, TrainingOptions, training_options
+from slrfast.train.pictures import draw_embedding, draw_training, spread
+from slrfast.train.report import STOPPED, network_size, report_skipped, report_stop, speaker
+from slrfast.train.runs import write_json
+from slrfast.train.scoring import encode_dataset
+
+USAGE = """usage: slrfast COMMAND [options]
+
+commands:
+  demo             pre-train a small STC and evaluate it on held-out sign languages, in minutes
+  pretrain SYSTEM  pre-train a system on pose files
+  evaluate         kNN and linear probe of a pre-trained run on held-out signers or languages
+  info             versions, instruction set, CUDA and the backend of every operation
+
+examples:
+  slrfast demo --synthetic
+  slrfast pretrain stc --data poses/ --run runs/first
+  slrfast evaluate --run runs/first --data labelled/
+
+Every command explains itself: slrfast COMMAND --help"""
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "demo": demo,
+        "pretrain": pretrain_command,
+        "evaluate": evaluate_command,
+        "info": info_command,
+    }
+    command, *rest = arguments
+    try:
+        if command not in commands:
+            return _complain(f"{command!r} is no command; there are {', '.join(commands)}")
+        return commands[command](rest)
+    except SystemExit as stop:  # --help and --print_config
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return STOPPED["SIGINT"]
+    except TrainingDiverged as error:
+        _complain(str(error))
+        return 3
+    except SlrfastError as error:
+        return _complain(str(error))
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        return _complain(f"{error.filename or 'a file'}: cannot be written ({error.strerror})")
+
+
+def pretrain_command(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: slrfast pretrain SYSTEM [options]\n\nsystems: {', '.join(SYSTEMS)}")
+        print("\nexamples:\n  slrfast pretrain stc --help\n  slrfast pretrain stc --data synthetic --preset small")
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in SYSTEMS:
+        return _complain(f"{name!r} is no system; there are {', '.join(SYSTEMS)}")
+    parser = Parser(
+        f"pretrain {name}",
+        f"Pre-train {name} on unlabelled poses. Ctrl-C saves and says how to go on.",
+        [
+            f"pretrain {name} --data poses/ --run runs/first",
+            f"pretrain {name} --data synthetic --preset small --system.epochs 5",
+            f"pretrain {name} --config runs/first/config.yaml --run runs/second --system.learning_rate 0.02",
+            f"pretrain {name} --resume runs/first",
+        ],
+    )
+    parser.add_argument(
+        "--data", type=str, required=True, help="folder of pose files, index file, 'synthetic' or 'fingerspelling'"
+    )
+    parser.add_argument("--split", type=str, help="rows of the index file with this split")
+    parser.add_class_arguments(PreprocessOptions, "preprocess", help="pre-processing of pose files")
+    options = training_options(
+        parser,
+        rest,
+        ["data", "split", "preprocess"],
+        command=f"pretrain {name}",
+        name=name,
+        preset="paper",
+        run_prefix=f"runs/{name}",
+    )
+    return _pretrain(options)
+
+
+def _pretrain(options: TrainingOptions) -> int:
+    say = speaker(options.json)
+    options.check_run()
+    values = options.values
+    dataset = open_dataset(values["data"], values["split"], values["preprocess"].as_dict())
+    options.open_run()
+    report_skipped(dataset, options.run.skipped, say)
+    system = build_system(values["name"], options.system, options.train.seed)
+    say(f"{options.command}: {len(dataset)} clips, {network_size(system)}; run folder {options.run.path}")
+    result = pretrain(system, dataset, options.train, options.run, resume=options.resume)
+    if result.stopped_by:
+        return report_stop(result, options)
+    results = {
+        "run": str(options.run.path),
+        **dataclasses.asdict(result),
+        "clips": len(dataset),
+        "skipped_files": len(dataset.skipped),
+        "last": options.run.read_metrics()[-1],
+    }
+    write_json(options.run.results, results)
+    draw_training(options.run, system, dataset)
+    some = spread(len(dataset))
+    features = encode_dataset(system, dataset, some.tolist(), progress="embedding")
+    labels = torch.tensor(dataset.labels)[some]
+    draw_embedding({"pre-trained": features}, labels, dataset.class_names, options.run.embedding_picture)
+    say(f"done: {result.steps} steps in {result.seconds:.0f} s, {result.clips_per_second:.0f} clips/s")
+    say(f"model, loss.png, views.png and embedding.png are in {options.run.path}")
+    say(f"next: slrfast evaluate --run {options.run.path}")
+    if options.json:
+        print(json.dumps(results))
+    return 0
+
+
+def evaluate_command(argv: list[str]) -> int:
+    parser = Parser(
+        "evaluate",
+        "kNN and linear probe on frozen features with whole groups (signers, languages) held out, next to the same\n"
+        "network untrained and to chance. Writes evaluation.json and evaluation.png into the run folder.",
+        ["evaluate --run runs/first", "evaluate --run runs/first --data labelled/ --folds 5 --json"],
+    )
+    parser.add_argument("--run", type=str, required=True, help="folder of a pre-training run")
+    parser.add_argument("--data", type=str, help="labelled clips (default: the data of the run)")
+    parser.add_argument("--split", type=str, help="rows of the index file with this split")
+    parser.add_argument("--folds", type=int, default=4, help="parts that the groups are divided into")
+    parser.add_argument("--votes", type=int, default=10, help="neighbours of kNN")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:<number>")
+    parser.add_json()
+    options = parser.read(argv)
+    say = speaker(options.json)
+    results, text = evaluate_run(
+        options.run,
+        options.data,
+        options.split,
+        folds=options.folds,
+        votes=options.votes,
+        device=options.device,
+        say=say,
+    )
+    say(text)
+    if options.json:
+        print(json.dumps(results, ensure_ascii=False))
+    return 0
+
+
+def info_command(argv: list[str]) -> int:
+    from slrfast.train import info
+
+    return info.main(argv) or 0
+
+
+def _complain(sentence: str) -> int:
+    print(f"slrfast: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

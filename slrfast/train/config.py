@@ -1,0 +1,139 @@
+"""What a run is made of: training options, the system and the data, and how each is built from its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from torch import nn
+
+from slrfast import checks
+from slrfast.data import ClipDataset, Fingerspelling, PoseDataset, PreprocessOptions, SyntheticSigns
+from slrfast.errors import SlrfastError
+from slrfast.systems import SYSTEMS
+
+PRESETS = ("paper", "legacy", "small")
+
+
+class RunError(SlrfastError, ValueError):
+    """A run cannot be started or continued as asked; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train, apart from what belongs to the system (its config holds batch size, epochs and schedule).
+
+    Attributes:
+        seed: of the initial weights, the order of clips, views and dropout.
+        device: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1".
+        workers: loader processes; 0 loads in the training process.
+        clip_norm: gradients are scaled down to this norm; none when null.
+        log_every: steps between two lines of metrics.jsonl.
+        checkpoint_every: epochs between two checkpoints.
+        knn_every: epochs between two kNN accuracies on the labelled clips; 0 turns them off.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 0
+    clip_norm: float | None = None
+    log_every: int = 1
+    checkpoint_every: int = 1
+    knn_every: int = 0
+
+    def __post_init__(self) -> None:
+        checks.integer_between("train", 0, 2**31 - 1, seed=self.seed)
+        checks.integer_between("train", 0, 1024, workers=self.workers)
+        checks.integer_between("train", 1, 10**9, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+        checks.integer_between("train", 0, 10**9, knn_every=self.knn_every)
+        if self.clip_norm is not None:
+            checks.positive("train", clip_norm=self.clip_norm)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a ``--train.device`` value; RunError when this machine does not have it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RunError(f"{name!r} is no device; use auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(f"device {name!r} was asked for, but this machine has {torch.cuda.device_count()} usable GPUs")
+    return device
+
+
+def system_config(name: str, values: Mapping[str, Any] | str) -> Any:
+    """A system's config from the name of a preset or from all its values; RunError when a value is refused."""
+    config_class = SYSTEMS[name].Config
+    if isinstance(values, str):
+        return getattr(config_class, values)()
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
+
+
+def build_system(name: str, config: Any, seed: int) -> nn.Module:
+    """The system with freshly drawn weights, a function of its config and the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SYSTEMS[name](config)
+
+
+def load_system(name: str, folder: Path) -> nn.Module:
+    """The system saved in a run's ``model`` folder."""
+    if not folder.is_dir():
+        raise RunError(f"{folder} does not exist, so there is no finished {name} run in {folder.parent}")
+    return SYSTEMS[name].from_pretrained(folder)
+
+
+def open_dataset(source: str, split: str | None = None, preprocess: Mapping[str, Any] | None = None) -> ClipDataset:
+    """The clips behind ``--data``: "synthetic", "fingerspelling", or a folder or file that data.PoseDataset reads."""
+    if source == "synthetic":
+        return SyntheticSigns()
+    try:
+        options = PreprocessOptions(**(preprocess or {}))
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
+    with warnings.catch_warnings():
+        # the commands list the skipped files themselves
+        warnings.filterwarnings("ignore", message=r".* files? skipped")
+        if source == "fingerspelling":
+            return Fingerspelling(options=options, progress=True)
+        return PoseDataset(source, split=split, options=options, progress=True)
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Plain YAML; dataclasses become mappings and tuples become lists."""
+    return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; RunError when there is none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: must hold a mapping of options, got {type(values).__name__}")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        return _plain(value.as_dict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

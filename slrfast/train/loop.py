@@ -1,0 +1,247 @@
+"""The pre-training loop, the same for every system."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from slrfast.data import PoseBatch
+from slrfast.errors import CheckpointError, SlrfastError
+from slrfast.train.checkpoint import load_checkpoint, save_checkpoint
+from slrfast.train.config import RunError, TrainConfig, choose_device
+from slrfast.train.runs import RunFolder, RunLog
+from slrfast.train.scoring import knn_accuracy
+
+
+class TrainingDiverged(SlrfastError, ArithmeticError):
+    """A loss, gradient or weight is no longer finite; the last checkpoint is from before."""
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """How far a call of :func:`pretrain` came.
+
+    Attributes:
+        step: optimizer steps done, in all.
+        steps: optimizer steps of the whole run.
+        seconds: training time in all, resumed parts included.
+        clips_per_second: of this call.
+        stopped_by: None when the run is complete, else "SIGINT", "SIGTERM" or "time".
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    clips_per_second: float
+    stopped_by: str | None
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Batches of clip indices from a given step on; every epoch is a permutation drawn from (seed, epoch)."""
+
+    def __init__(self, clips: int, batch_size: int, seed: int, first: int, last: int) -> None:
+        self.clips, self.batch_size, self.seed, self.first, self.last = clips, batch_size, seed, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.clips // self.batch_size
+        for step in range(self.first, self.last):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0 or step == self.first:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.clips)
+            yield order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+
+def pretrain(
+    system: Any,
+    dataset: Dataset,
+    config: TrainConfig,
+    run: str | Path | RunFolder,
+    *,
+    resume: bool = False,
+    time_limit: float | None = None,
+    progress: bool = True,
+) -> PretrainResult:
+    """Pre-train a system; on the CPU a stopped and resumed run equals an uninterrupted one bit for bit.
+
+    Each step: ``training_step``, backward, optimizer step, ``update_after_step``, at the learning rate of the exact
+    fractional epoch. SIGINT and SIGTERM let the step finish and save. Batch size and epochs are the system's own.
+
+    Args:
+        system: one of slrfast.systems, with its initial weights.
+        dataset: map-style dataset of data.Clip.
+        config: seed, device and intervals.
+        run: folder for metrics.jsonl, tensorboard, checkpoint.safetensors and, at the end, the saved model.
+        resume: go on from the folder's checkpoint.
+        time_limit: seconds after which to save and stop, or None.
+        progress: draw a progress bar on stderr.
+    Returns:
+        How far it came.
+    Raises:
+        RunError: fewer clips than one batch, or an unknown device. TrainingDiverged: a loss is not finite (the message
+        names step and term). CheckpointError: a checkpoint cannot be written, or read to resume.
+    """
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    batch_size, epochs = system.config.batch_size, system.config.epochs
+    clips = len(dataset)  # type: ignore[arg-type]
+    if clips < batch_size:
+        raise RunError(f"the dataset has {clips} usable clips, fewer than one batch of {batch_size}; lower batch_size")
+    per_epoch = clips // batch_size
+    device = choose_device(config.device)
+    system.to(device).train()
+    optimizer = system.optimizer()
+    views = torch.Generator(device).manual_seed(config.seed)
+    session = _Session(system, optimizer, views, folder, clips)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), _stop_signals() as caught:
+        torch.manual_seed(config.seed)
+        if resume:
+            session.load()
+        else:
+            session.save()
+        first, last = session.step, epochs * per_epoch
+        start, earlier = time.perf_counter(), session.seconds
+        reason = None
+        with (
+            RunLog(folder, first) as log,
+            tqdm(total=last * batch_size, initial=first * batch_size, unit=" clips", disable=not progress) as bar,
+        ):
+            for batch in _loader(dataset, config, BatchOrder(clips, batch_size, config.seed, first, last), device):
+                epoch = session.step / per_epoch
+                values = _train_step(session, batch.to(device), epoch, config)
+                session.step += 1
+                session.seconds = earlier + time.perf_counter() - start
+                at_epoch_end, epoch_number = session.step % per_epoch == 0, session.step // per_epoch
+                if config.knn_every and at_epoch_end and epoch_number % config.knn_every == 0:
+                    values["knn_top1"] = knn_accuracy(system, dataset, batch_size=batch_size)
+                if session.step % config.log_every == 0 or "knn_top1" in values or session.step == last:
+                    speed = (session.step - first) * batch_size / (session.seconds - earlier)
+                    log.write(
+                        session.step, {"epoch": epoch, **values, "clips_per_second": speed, "seconds": session.seconds}
+                    )
+                bar.set_description(f"epoch {epoch_number}/{epochs}", refresh=False)
+                bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
+                bar.update(batch_size)
+                if caught:
+                    reason = caught[0]
+                elif time_limit is not None and time.perf_counter() - start > time_limit:
+                    reason = "time"
+                if session.step == last or reason or (at_epoch_end and epoch_number % config.checkpoint_every == 0):
+                    session.save()
+                if reason:
+                    break
+        system.save_pretrained(folder.model)
+    done = (session.step - first) * batch_size
+    speed = done / max(session.seconds - earlier, 1e-9)
+    return PretrainResult(session.step, last, session.seconds, speed, reason if session.step < last else None)
+
+
+class _Session:
+    """What changes from step to step, and its checkpoint."""
+
+    def __init__(
+        self, system: Any, optimizer: torch.optim.Optimizer, views: torch.Generator, folder: RunFolder, clips: int
+    ) -> None:
+        self.system, self.optimizer, self.views, self.folder, self.clips = system, optimizer, views, folder, clips
+        self.step, self.seconds = 0, 0.0
+
+    def save(self) -> None:
+        for name, value in self.system.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise TrainingDiverged(f"after step {self.step}: weight {name!r} is not finite; {self.last_good()}")
+        progress = {"step": self.step, "seconds": self.seconds, **self._fixed()}
+        save_checkpoint(self.folder.checkpoint, self.system, self.optimizer, self.views, progress)
+
+    def load(self) -> None:
+        progress = load_checkpoint(self.folder.checkpoint, self.system, self.optimizer, self.views)
+        for name, value in self._fixed().items():
+            if progress[name] != value:
+                raise CheckpointError(
+                    f"{self.folder.checkpoint}: the run had {name} {progress[name]} and cannot go on with {value}"
+                )
+        self.step, self.seconds = progress["step"], progress["seconds"]
+
+    def last_good(self) -> str:
+        return f"the last good state is kept in {self.folder.checkpoint}; lower the learning rate or set clip_norm"
+
+    def _fixed(self) -> dict[str, int]:
+        return {"clips": self.clips, "batch_size": self.system.config.batch_size}
+
+
+def _train_step(session: _Session, batch: PoseBatch, epoch: float, config: TrainConfig) -> dict[str, float]:
+    system, optimizer = session.system, session.optimizer
+    rate = system.learning_rate(epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    terms = system.training_step(batch, generator=session.views)
+    optimizer.zero_grad(set_to_none=True)
+    terms["loss"].backward()
+    if config.clip_norm is not None:
+        terms = {**terms, "gradient_norm": nn.utils.clip_grad_norm_(system.parameters(), config.clip_norm)}
+    values = dict(zip(terms, torch.stack([term.detach().double() for term in terms.values()]).tolist(), strict=True))
+    broken = [name for name in [*(n for n in values if n != "loss"), "loss"] if not math.isfinite(values[name])]
+    if broken:
+        raise TrainingDiverged(
+            f"step {session.step + 1} (epoch {epoch:.2f}): {broken[0]} is {values[broken[0]]}; {session.last_good()}"
+        )
+    optimizer.step()
+    system.update_after_step()
+    return {**values, "learning_rate": rate}
+
+
+def _loader(dataset: Dataset, config: TrainConfig, order: BatchOrder, device: torch.device) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        collate_fn=PoseBatch.collate,
+        num_workers=config.workers,
+        worker_init_fn=_leave_signals_to_trainer,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else the loader would draw its own seed from the global generator
+    )
+
+
+def _leave_signals_to_trainer(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, but only the training process decides when to stop its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """Collect the name of the first SIGINT or SIGTERM; a second one acts at once as it did before."""
+    caught: list[str] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(signal.Signals(number).name)
+        print("\nstopping: this step is finished and saved first", file=sys.stderr)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread, where signals cannot be caught
+        previous.clear()
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

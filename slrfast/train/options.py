@@ -1,0 +1,152 @@
+"""Command-line options shared by the commands: YAML file and flags, presets, run folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+
+from slrfast.train.config import PRESETS, RunError, TrainConfig, read_yaml, system_config
+from slrfast.train.runs import RunFolder
+
+TRAIN_HELP = {
+    "seed": "of the initial weights, the order of clips, views and dropout",
+    "device": "auto, cpu, cuda or cuda:<number>",
+    "workers": "loader processes; 0 loads in the training process",
+    "clip_norm": "scale gradients down to this norm",
+    "log_every": "steps between two lines of metrics.jsonl",
+    "checkpoint_every": "epochs between two checkpoints",
+    "knn_every": "epochs between two kNN accuracies on the labelled clips, 0 for none",
+}
+
+
+class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A jsonargparse parser whose errors are one sentence, raised as RunError."""
+
+    def __init__(self, command: str, description: str, examples: Sequence[str]) -> None:
+        epilog = "examples:\n" + "\n".join(f"  slrfast {example}" for example in examples)
+        super().__init__(
+            prog=f"slrfast {command}",
+            usage=f"slrfast {command} [options]",
+            description=description,
+            epilog=epilog,
+            formatter_class=_Formatter,
+            exit_on_error=False,
+        )
+
+    def read(self, argv: Sequence[str]) -> Any:
+        try:
+            return self.parse_args(list(argv))
+        except argparse.ArgumentError as error:
+            raise RunError(f"{' '.join(str(error).split())} (see {self.prog} --help)") from error
+
+    def add_json(self) -> None:
+        self.add_argument(
+            "--json", action="store_true", help="print one JSON object on stdout; all else goes to stderr"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """A training command line, resolved.
+
+    Attributes:
+        command: its words, such as "pretrain stc".
+        values: everything that config.yaml keeps.
+        system: the system's config.
+        train: the training options.
+        run: the run folder.
+        resume, overwrite, json: as given.
+    """
+
+    command: str
+    values: dict[str, Any]
+    system: Any
+    train: TrainConfig
+    run: RunFolder
+    resume: bool
+    overwrite: bool
+    json: bool
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with this run."""
+        return f"slrfast {self.command} --resume {shlex.quote(str(self.run.path))}"
+
+    def check_run(self) -> None:
+        """Refuse a folder that cannot be used before any work is done."""
+        if not self.resume:
+            self.run.check(overwrite=self.overwrite)
+
+    def open_run(self) -> None:
+        """Make the run folder, unless one is resumed, and write the config into it."""
+        if not self.resume:
+            self.run.create(overwrite=self.overwrite)
+        self.run.write_config(self.values, f"slrfast {self.command} --config {self.run.config.name} --run NEW")
+
+
+def training_options(
+    parser: Parser, argv: Sequence[str], own: Sequence[str], *, command: str, name: str, preset: str, run_prefix: str
+) -> TrainingOptions:
+    """Add the options of a training command to a parser that has the command's ``own``, and parse.
+
+    Values come, later ones winning, from the preset, the YAML file (--config, or of the run to resume), the flags.
+    """
+    early = _early_options(argv)
+    preset = early["preset"] or preset
+    if preset not in PRESETS:
+        raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file of these options")
+    parser.add_argument("--name", type=Literal[name], default=name, help=argparse.SUPPRESS)  # type: ignore[valid-type]
+    parser.add_argument("--preset", type=str, default=preset, help=f"{', '.join(PRESETS)}: defaults of --system.*")
+    parser.add_argument("--run", type=str, help=f"run folder (default: {run_prefix}-<date>)")
+    parser.add_argument("--resume", type=str, metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in an existing --run folder")
+    parser.add_json()
+    defaults = dataclasses.asdict(system_config(name, preset))
+    parser.add_class_arguments(type(system_config(name, preset)), "system", help=f"{name} (preset {preset})")
+    parser.set_defaults({f"system.{key}": value for key, value in defaults.items()})
+    training = parser.add_argument_group("training")
+    for field in dataclasses.fields(TrainConfig):
+        kind = float | None if field.name == "clip_norm" else type(field.default)
+        training.add_argument(f"--train.{field.name}", type=kind, default=field.default, help=TRAIN_HELP[field.name])
+    if early["resume"]:
+        argv = ["--config", str(RunFolder(early["resume"]).existing().config), *argv]
+    options = parser.read(argv)
+    if options.resume and (options.run or options.overwrite):
+        raise RunError("--resume goes on in its own folder; leave out --run and --overwrite")
+    try:
+        train = TrainConfig(**options.train.as_dict())
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
+    system = system_config(name, options.system.as_dict())
+    folder = options.resume or options.run or time.strftime(f"{run_prefix}-%Y%m%d-%H%M%S")
+    values = {"name": name, **{key: options[key] for key in own}, "preset": preset, "system": system, "train": train}
+    if values.get("data") and Path(values["data"]).exists():
+        values["data"] = str(Path(values["data"]).resolve())
+    return TrainingOptions(
+        command, values, system, train, RunFolder(folder), bool(options.resume), options.overwrite, options.json
+    )
+
+
+def _early_options(argv: Sequence[str]) -> dict[str, str | None]:
+    """The options that decide the defaults of the others."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("preset", "config", "resume"):
+        early.add_argument(f"--{name}", nargs="?")
+    found = vars(early.parse_known_args(list(argv))[0])
+    file = RunFolder(found["resume"]).existing().config if found["resume"] else found["config"]
+    if found["preset"] is None and file is not None and Path(file).is_file():
+        found["preset"] = read_yaml(Path(file)).get("preset")
+    return found

@@ -1,0 +1,208 @@
+"""The pictures of a run folder: loss curves, augmented views and the map of features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from torch import Tensor
+
+from slrfast import graphs
+from slrfast.data import PoseBatch
+from slrfast.files import replacing
+from slrfast.train.projection import tsne
+from slrfast.train.runs import RunFolder
+
+_INK, _FAINT = "#22262b", "#c9ced6"
+_PALETTE = ("#1f6fb4", "#d1495b", "#2e8b57", "#e08e1b", "#7b4fa3", "#118a9c", "#8c5a2b", "#d670ad", "#5d6b7a")
+_FINGER_COLORS = ("#d1495b", "#e08e1b", "#2e8b57", "#1f6fb4", "#7b4fa3")
+_NOT_LOSSES = ("step", "epoch", "seconds", "clips_per_second", "learning_rate")
+
+
+def draw_losses(records: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """The total loss, smoothed over its raw values, and every named term against the epoch."""
+    terms = [name for name in records[-1] if name not in (*_NOT_LOSSES, "loss", "knn_top1")]
+    panels = ["loss", *terms, *(["knn_top1"] if any("knn_top1" in r for r in records) else []), "learning_rate"]
+    columns = len(panels) if len(panels) <= 3 else -(-len(panels) // 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.5 * rows), layout="constrained")
+    for place, name in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        points = np.array([(r["epoch"], r[name]) for r in records if name in r])
+        color = _INK if name == "loss" else _PALETTE[(place - 1) % len(_PALETTE)]
+        if name in ("learning_rate", "knn_top1"):
+            axes.plot(*points.T, color=color, marker="." if name == "knn_top1" else None)
+        else:
+            axes.plot(*points.T, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(points[:, 0], _smooth(points[:, 1]), color=color, linewidth=1.8)
+        title = {"loss": "total loss", "knn_top1": "kNN top-1, held-out groups"}.get(name, name.replace("_", " "))
+        axes.set_title(title, fontsize=10, color=_INK)
+        axes.set_xlabel("epoch", fontsize=8)
+        if name == "learning_rate":
+            axes.set_ylim(0, 1.08 * max(points[:, 1].max(), 1e-12))
+        axes.ticklabel_format(useOffset=False)
+        _plain(axes)
+    _save(figure, path)
+
+
+def draw_views(
+    views: Sequence[Any], names: Sequence[str], path: str | Path, *, moments: int = 6, clips: int = 3
+) -> None:
+    """The two augmented views of a few clips: trunk above, both hands enlarged below, missing joints left out.
+
+    Args:
+        views: two objects with xy [B, T, 49, 2] and confidence [B, T, 49].
+        names: one per clip.
+        path: PNG to write.
+        moments: frames per view.
+        clips: the first so many clips are drawn.
+    """
+    count = min(clips, len(names))
+    figure = Figure(figsize=(1.75 * moments + 0.9, 2.15 * 2 * count + 0.6), layout="constrained")
+    figure.suptitle("Two augmented views of the same clips, as the two encoders see them", fontsize=12, color=_INK)
+    grid = figure.add_gridspec(2 * count, moments, hspace=0.02, wspace=0.02)
+    for row in range(2 * count):
+        clip, view = divmod(row, 2)
+        xy, confidence = (getattr(views[view], key)[clip].detach().cpu().numpy() for key in ("xy", "confidence"))
+        for column, frame in enumerate(np.linspace(0, len(xy) - 1, moments).round().astype(int)):
+            axes = figure.add_subplot(grid[row, column])
+            _draw_pose(axes, xy[frame], confidence[frame] > 0)
+            if column == row == 0:
+                for x, label in ((-0.15, "right hand"), (0.55, "left hand")):
+                    axes.text(x, 1.63, label, fontsize=6, color="#7c8591")
+            if column == 0:
+                axes.set_ylabel(f"{names[clip]}\nview {view + 1}", fontsize=9, color=_INK)
+            if row == 0:
+                axes.set_title(f"frame {frame + 1} of {len(xy)}", fontsize=9, color=_INK)
+    _save(figure, path)
+
+
+def spread(count: int, most: int = 800) -> Tensor:
+    """At most so many positions of ``count``, evenly spread, [N] int64."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
+
+
+def draw_embedding(maps: Mapping[str, Tensor], labels: Tensor, names: Sequence[str], path: str | Path) -> None:
+    """A t-SNE map per set of features, coloured by class; short class names are drawn as the points themselves.
+
+    Args:
+        maps: title -> features [N, D], all of the same N clips; of more than 800, an evenly spread choice is drawn.
+        labels: [N] int64 index into ``names``, -1 unknown (grey).
+        names: class names.
+        path: PNG to write.
+    """
+    chosen = spread(len(labels))
+    shown = labels[chosen]
+    short = all(len(name) <= 2 for name in names)
+    legend = not short and len(names) <= 30
+    figure = Figure(figsize=(5.6 * len(maps) + (1.8 if legend else 0), 5.9), layout="constrained")
+    colors = _class_colors(len(names))
+    for place, (title, features) in enumerate(maps.items()):
+        axes = figure.add_subplot(1, len(maps), place + 1)
+        points = tsne(features[chosen]).numpy()
+        axes.scatter(*points[shown.numpy() < 0].T, s=10, color=_FAINT)
+        for index, name in enumerate(names):
+            mine = points[shown.numpy() == index]
+            if short:
+                axes.scatter(*mine.T, s=0)
+                for x, y in mine:
+                    axes.text(x, y, name, color=colors[index], fontsize=8, ha="center", va="center", weight="bold")
+            else:
+                axes.scatter(*mine.T, s=14, color=colors[index], label=name, linewidths=0, alpha=0.85)
+        axes.set_title(f"{title}  ({len(chosen)} clips, t-SNE)", fontsize=11, color=_INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.margins(0.04)
+        _frame(axes)
+    if legend:
+        handles = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right center", fontsize=8, frameon=False, markerscale=1.5)
+    _save(figure, path)
+
+
+def draw_training(folder: RunFolder, system: Any, dataset: Any) -> None:
+    """loss.png, and views.png of the first three clips."""
+    draw_losses(folder.read_metrics(), folder.loss_picture)
+    few = [dataset[i] for i in range(min(3, len(dataset)))]
+    device = next(system.parameters()).device
+    views = system.views(PoseBatch.collate(few).to(device), torch.Generator(device).manual_seed(0))
+    draw_views(views, [clip.name for clip in few], folder.views_picture)
+
+
+def _draw_pose(axes: Axes, xy: np.ndarray, seen: np.ndarray) -> None:
+    """One frame: the trunk above, and below it the middle of the right hand's box and of the left hand's."""
+    parts = graphs.layout(49).parts
+    side, zoom, top = 0.66, 1.5, 1.0
+    for part, left in (("right_hand", -0.18), ("left_hand", 0.52)):
+        hand = xy[parts[part]].copy()
+        if part == "left_hand":
+            hand[:, 0] = 1 - hand[:, 0]  # stored mirrored
+        box = Rectangle((left, top), side, side, facecolor="#f4f5f7", edgecolor=_FAINT, linewidth=0.6)
+        axes.add_patch(box)
+        colors = [_FINGER_COLORS[(joint - 1) // 4] if joint else _INK for joint in range(21)]
+        place = ((hand - 0.5) * zoom + 0.5) * side + (left, top)
+        _draw_bones(axes, place, seen[parts[part]], graphs.HAND21, colors, 2.4, box)
+    colors = [_INK] + ["#1f6fb4"] * 3 + ["#d1495b"] * 3
+    _draw_bones(axes, xy[parts["trunk"]], seen[parts["trunk"]], graphs.TRUNK7, colors, 4.0, axes.patch)
+    axes.set_xlim(-0.22, 1.22)
+    axes.set_ylim(1.7, 0.0)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    _frame(axes)
+
+
+def _draw_bones(
+    axes: Axes,
+    xy: np.ndarray,
+    seen: np.ndarray,
+    graph: graphs.SkeletonGraph,
+    colors: Sequence[str],
+    dot: float,
+    clip: Patch,
+) -> None:
+    for partition, inner, outer, _ in graph.edges:
+        if partition == graphs.OUTWARD and seen[inner] and seen[outer]:
+            (bone,) = axes.plot(*xy[[inner, outer]].T, color=colors[outer], linewidth=0.55 * dot)
+            bone.set_clip_path(clip)
+    shown = [color for color, visible in zip(colors, seen, strict=True) if visible]
+    axes.scatter(*xy[seen].T, s=dot**2, c=shown, linewidths=0, zorder=3).set_clip_path(clip)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred mean over a twentieth of the curve, shorter at its ends."""
+    half = max(1, len(values) // 40)
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    place = np.arange(len(values))
+    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _class_colors(count: int) -> list[tuple[float, ...]]:
+    """Hues around the circle, neighbours told apart by lightness."""
+    hues = np.arange(count) / max(count, 1)
+    value = np.where(np.arange(count) % 2 == 0, 0.85, 0.55)
+    return [tuple(c) for c in hsv_to_rgb(np.stack([hues, np.full(count, 0.85), value], 1))]
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=_INK)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.6)
+
+
+def _frame(axes: Axes) -> None:
+    for spine in axes.spines.values():
+        spine.set_color(_FAINT)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=140, format="png")

@@ -1,0 +1,119 @@
+"""The run folder: where everything of a run lies, and the log of its steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import slrfast
+from slrfast.files import replacing
+from slrfast.train.config import RunError, as_yaml, read_yaml
+
+
+class RunFolder:
+    """Names of the files of one run. Making the object touches nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.model = self.path / "model"
+        self.results = self.path / "results.json"
+        self.evaluation = self.path / "evaluation.json"
+        self.evaluation_picture = self.path / "evaluation.png"
+        self.evaluation_skipped = self.path / "evaluation-skipped.txt"
+        self.skipped = self.path / "skipped.txt"
+        self.loss_picture = self.path / "loss.png"
+        self.views_picture = self.path / "views.png"
+        self.embedding_picture = self.path / "embedding.png"
+
+    def check(self, *, overwrite: bool = False) -> None:
+        """RunError when the path is a file, or a folder that is not empty and not to be overwritten."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file, not a folder; choose another --run")
+        if not overwrite and self.path.is_dir() and any(self.path.iterdir()):
+            raise RunError(f"{self.path} exists and is not empty; choose another --run, or use --resume or --overwrite")
+
+    def create(self, *, overwrite: bool = False) -> RunFolder:
+        """Make the folder, or with ``overwrite`` remove a run's own files, and no others, from an existing one.
+
+        Raises:
+            RunError: as :meth:`check`, or the folder cannot be made.
+        """
+        self.check(overwrite=overwrite)
+        for entry in vars(self).values():
+            if entry != self.path and entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry != self.path:
+                entry.unlink(missing_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path}: the run folder cannot be made ({error.strerror})") from error
+        return self
+
+    def existing(self) -> RunFolder:
+        """The folder itself, or RunError when no run lies there."""
+        if not self.config.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
+        return self
+
+    def write_config(self, values: Mapping[str, Any], again: str) -> None:
+        """Write the resolved config, headed by the versions and the command that uses it again."""
+        head = f"# slrfast {slrfast.__version__}, torch {torch.__version__}; the same run again: {again}\n"
+        with replacing(self.config) as path:
+            path.write_text(head + as_yaml(values), encoding="utf-8")
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved config."""
+        return read_yaml(self.existing().config)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # the tail of a killed run
+        return records
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class RunLog:
+    """Appends to metrics.jsonl and TensorBoard; lines after ``step`` are dropped first, as their steps run again."""
+
+    def __init__(self, folder: RunFolder, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [record for record in folder.read_metrics() if record["step"] <= step]
+        with replacing(folder.metrics) as path:
+            path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._file = open(folder.metrics, "a", encoding="utf-8")
+        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._writer.close()

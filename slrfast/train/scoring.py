@@ -1,0 +1,193 @@
+"""Scores of frozen features on clips of groups that no classifier was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from slrfast.data import PoseBatch
+from slrfast.tasks import group_folds, knn_scores, linear_probe_scores, recognition_metrics
+from slrfast.train.config import RunError
+
+CLASSIFIERS = ("kNN", "linear probe")
+COLUMNS = {
+    "top1_instance": "top-1",
+    "top5_instance": "top-5",
+    "top1_class": "top-1/class",
+    "top5_class": "top-5/class",
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled clips of a dataset.
+
+    Attributes:
+        index: [N] positions in the dataset.
+        labels: [N] int64, counted among the classes that occur.
+        groups: the group of every clip (signer, language); its own name where no group is known at all.
+        names: class names.
+        grouped: False when no group is known, so that clips themselves are held out.
+    """
+
+    index: np.ndarray
+    labels: Tensor
+    groups: tuple[str, ...]
+    names: tuple[str, ...]
+    grouped: bool
+
+    @classmethod
+    def of(cls, dataset: Any) -> Labelled:
+        """All labelled clips; RunError when they have fewer than two classes."""
+        labels = np.asarray(dataset.labels, dtype=np.int64)
+        index = np.flatnonzero(labels >= 0)
+        present, compact = np.unique(labels[index], return_inverse=True)
+        groups = [str(dataset.groups[i]) for i in index]
+        grouped = len(set(groups)) > 1
+        if len(present) < 2:
+            raise RunError(f"evaluation needs labelled clips of at least two classes, this dataset has {len(present)}")
+        if not grouped:
+            groups = [f"clip {i}" for i in index]
+        names = tuple(str(dataset.class_names[i]) for i in present)
+        return cls(index, torch.from_numpy(compact.astype(np.int64)), tuple(groups), names, grouped)
+
+    def folds(self, count: int) -> list[np.ndarray]:
+        """Positions in ``labels`` of each fold's held-out clips; fewer folds when there are fewer groups."""
+        return group_folds(self.groups, min(count, len(set(self.groups))))
+
+
+def encode_dataset(
+    system: Any, dataset: Dataset, indices: Sequence[int] | None = None, *, batch_size: int = 64, progress: str = ""
+) -> Tensor:
+    """Features of clips in order, [N, D] float32 on the CPU; with ``progress`` a bar of that title."""
+    chosen = range(len(dataset)) if indices is None else [int(i) for i in indices]  # type: ignore[arg-type]
+    if len(chosen) == 0:
+        raise RunError("there are no clips to encode")
+    device = next(system.parameters()).device
+    batches = DataLoader(
+        dataset,
+        batch_sampler=[list(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size)],
+        collate_fn=PoseBatch.collate,
+        generator=torch.Generator(),
+    )
+    with tqdm(total=len(chosen), desc=progress, unit=" clips", disable=not progress) as bar:
+        features = []
+        for batch in batches:
+            features.append(system.encode(batch.to(device)).float().cpu())
+            bar.update(len(features[-1]))
+    return torch.cat(features)
+
+
+def knn_accuracy(system: Any, dataset: Any, *, votes: int = 10, folds: int = 4, batch_size: int = 64) -> float:
+    """Top-1 accuracy per instance of a kNN vote with groups held out: a quick look during training."""
+    clips = Labelled.of(dataset)
+    features = encode_dataset(system, dataset, clips.index, batch_size=batch_size)
+    evaluation = Evaluation(clips)
+    for held in clips.folds(folds):
+        evaluation.add("network", features, held, votes=votes, classifiers=CLASSIFIERS[:1])
+    return evaluation.rows()[0]["top1_instance"]
+
+
+class Evaluation:
+    """Scores of several networks on held-out clips, pooled over folds, as one table."""
+
+    def __init__(self, clips: Labelled) -> None:
+        self.clips = clips
+        self.truth: dict[tuple[str, str], list[Tensor]] = {}
+        self.scores: dict[tuple[str, str], list[Tensor]] = {}
+        self.choices: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        network: str,
+        features: Tensor,
+        held: np.ndarray,
+        *,
+        votes: int = 10,
+        classifiers: Sequence[str] = CLASSIFIERS,
+    ) -> None:
+        """Train both classifiers without the held-out clips and score those.
+
+        Args:
+            network: row of the table.
+            features: [N, D] of all of ``clips``.
+            held: positions of the held-out clips, whole groups.
+            votes: neighbours of kNN, fewer when there are fewer training clips.
+        """
+        clips = self.clips
+        test = torch.zeros(len(clips.labels), dtype=torch.bool)
+        test[torch.from_numpy(held)] = True
+        train, labels = features[~test], clips.labels[~test]
+        classes = len(clips.names)
+        for classifier in classifiers:
+            if classifier == CLASSIFIERS[0]:
+                k = min(votes, len(train))
+                scores = knn_scores(train, labels, features[test], classes, k=k)
+                choice: dict[str, Any] = {"votes": k}
+            else:
+                groups = [group for group, out in zip(clips.groups, test.tolist(), strict=True) if not out]
+                scores, l2 = linear_probe_scores(train, labels, groups, features[test], classes)
+                choice = {"l2": l2}
+            self.truth.setdefault((network, classifier), []).append(clips.labels[test])
+            self.scores.setdefault((network, classifier), []).append(scores)
+            self.choices.append(
+                {"network": network, "classifier": classifier, "held_out_clips": int(test.sum()), **choice}
+            )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Metrics per network and classifier, in the order they were added, then chance."""
+        rows: list[dict[str, Any]] = []
+        for (network, classifier), parts in self.scores.items():
+            truth = torch.cat(self.truth[network, classifier])
+            rows.append(
+                {
+                    "network": network,
+                    "classifier": classifier,
+                    **recognition_metrics(torch.cat(parts), truth),
+                    "clips": len(truth),
+                }
+            )
+        rows.sort(key=lambda row: CLASSIFIERS.index(row["classifier"]))
+        flat = torch.zeros(rows[0]["clips"], len(self.clips.names))
+        chance = recognition_metrics(flat, torch.zeros(len(flat), dtype=torch.int64))
+        return [*rows, {"network": "chance", "classifier": "", **chance, "clips": len(flat)}]
+
+    def table(self) -> str:
+        """The rows as aligned text, accuracies in percent."""
+        rows = self.rows()
+        body = [
+            [
+                row["network"],
+                row["classifier"],
+                *(f"{100 * row[key]:.1f}" for key in COLUMNS),
+                f"{row['mean_rank']:.1f}",
+            ]
+            for row in rows
+        ]
+        return aligned([["network", "classifier", *COLUMNS.values(), "mean rank"], *body], text_columns=2)
+
+    def standard_error(self) -> float:
+        """Standard error of the best top-1 per instance, clips taken as independent."""
+        best = max(self.rows(), key=lambda row: row["top1_instance"])
+        return math.sqrt(best["top1_instance"] * (1 - best["top1_instance"]) / best["clips"])
+
+
+def aligned(cells: Sequence[Sequence[str]], *, text_columns: int) -> str:
+    """A table with a ruled head; the first columns to the left, the numbers to the right."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from slrfast.data import Clip, PoseBatch, SyntheticSigns
+
+
+def clip(frames, value, **kwargs):
+    return Clip(torch.full((frames, 49, 2), value), torch.full((frames, 49), value), **kwargs)
+
+
+def test_collate_packs_without_padding():
+    batch = PoseBatch.collate([clip(2, 1.0, label=4, index=9), clip(1, 2.0), clip(3, 3.0, label=0, index=1)])
+    assert batch.xy.shape == (6, 49, 2) and batch.confidence.shape == (6, 49)
+    assert batch.offsets.tolist() == [0, 2, 3, 6] and batch.lengths.tolist() == [2, 1, 3]
+    assert batch.label.tolist() == [4, -1, 0] and batch.index.tolist() == [9, 0, 1]
+    assert batch.xy[:, 0, 0].tolist() == [1, 1, 2, 3, 3, 3]
+    assert batch.offsets.dtype == batch.label.dtype == batch.index.dtype == torch.int64
+    assert batch.size == 3 and batch.rgb is None and batch.tokens is None
+
+
+def test_collate_refuses_an_empty_list():
+    with pytest.raises(ValueError, match="PoseBatch.collate: clips must hold at least one clip, got 0"):
+        PoseBatch.collate([])
+
+
+def test_random_is_reproducible_and_within_its_arguments():
+    first, again, other = (PoseBatch.random(16, min_frames=3, max_frames=7, seed=s, num_classes=2) for s in (1, 1, 2))
+    assert torch.equal(first.xy, again.xy) and not torch.equal(first.lengths, other.lengths)
+    assert set(first.lengths.tolist()) <= set(range(3, 8)) and set(first.label.tolist()) == {0, 1}
+    missing = first.confidence == 0
+    assert 0.05 < missing.float().mean() < 0.15 and (first.xy[missing] == 0).all()
+    assert first.index.tolist() == list(range(16))
+    with pytest.raises(ValueError, match=r"PoseBatch.random: max_frames must be in \[9, 1048576\], got 8"):
+        PoseBatch.random(1, min_frames=9, max_frames=8)
+
+
+def test_to_moves_every_tensor_that_is_there():
+    batch = PoseBatch.random(2)
+    batch.tokens = torch.zeros(2, 5, dtype=torch.int64)
+    moved = batch.to("meta")
+    assert all(getattr(moved, name).is_meta for name in ("xy", "confidence", "offsets", "label", "index", "tokens"))
+    assert moved.rgb is None and moved.size == 2 and not batch.xy.is_meta
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_pin_memory_pins_every_tensor():
+    batch = PoseBatch.random(2).pin_memory()
+    assert batch.xy.is_pinned() and batch.offsets.is_pinned()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(xy=torch.zeros(5, 48, 2)), ValueError, r"PoseBatch: xy must have shape \[F, 49, 2\]"),
+        (dict(confidence=torch.zeros(4, 49)), ValueError, "PoseBatch: confidence must have shape .* with F = 5"),
+        (dict(label=torch.zeros(3, dtype=torch.int64)), ValueError, "PoseBatch: index must have shape"),
+        (dict(offsets=torch.tensor([0, 5])), ValueError, r"PoseBatch: offsets must have shape \[3\], got \[2\]"),
+        (dict(label=torch.zeros(2)), TypeError, "PoseBatch: label must be torch.int64, got torch.float32"),
+    ],
+)
+def test_wrong_shapes_and_dtypes(change, error, message):
+    good = dict(
+        xy=torch.zeros(5, 49, 2),
+        confidence=torch.zeros(5, 49),
+        offsets=torch.tensor([0, 2, 5]),
+        label=torch.tensor([0, 1]),
+        index=torch.tensor([0, 1]),
+    )
+    PoseBatch(**good)
+    with pytest.raises(error, match=message):
+        PoseBatch(**(good | change))
+
+
+def test_a_loader_with_workers_gives_every_clip_once():
+    data = SyntheticSigns(num_classes=3, clips_per_class=3)
+    seen = []
+    for batch in DataLoader(data, batch_size=4, shuffle=True, num_workers=2, collate_fn=PoseBatch.collate):
+        for b, i in enumerate(batch.index.tolist()):
+            rows = slice(int(batch.offsets[b]), int(batch.offsets[b + 1]))
+            assert torch.equal(batch.xy[rows], data[i].xy) and int(batch.label[b]) == data[i].label
+            seen.append(i)
+    assert sorted(seen) == list(range(9))
