@@ -67,25 +67,23 @@ void launch_packs(const MotionJob& job, cudaStream_t stream) {
                                                              in_packs(job.plus, N), in_packs(job.minus, N));
 }
 
-// The widest pack that divides the buffers' alignment, the rows, and every boundary and offset in them.
+// Whether packs of `pack` elements divide the buffers' alignment, the rows, and every boundary and offset in them.
 template <class T>
+bool fits(const MotionJob& job, int64_t pack) {
+  const int64_t sizes[] = {job.length,      job.plus.begin, job.plus.end,    job.plus.offset,
+                           job.minus.begin, job.minus.end,  job.minus.offset};
+  for (int64_t size : sizes)
+    if (size % pack != 0) return false;
+  const auto alignment = static_cast<uintptr_t>(pack * sizeof(T));
+  return reinterpret_cast<uintptr_t>(job.source) % alignment == 0 &&
+         reinterpret_cast<uintptr_t>(job.result) % alignment == 0;
+}
+
+template <class T, int N = 16 / sizeof(T)>
 void launch(const MotionJob& job, cudaStream_t stream) {
-  const auto fits = [&](int64_t pack) {
-    const int64_t sizes[] = {job.length,      job.plus.begin, job.plus.end,    job.plus.offset,
-                             job.minus.begin, job.minus.end,  job.minus.offset};
-    for (int64_t size : sizes)
-      if (size % pack != 0) return false;
-    const auto alignment = static_cast<uintptr_t>(pack * sizeof(T));
-    return reinterpret_cast<uintptr_t>(job.source) % alignment == 0 &&
-           reinterpret_cast<uintptr_t>(job.result) % alignment == 0;
-  };
-  constexpr int widest = 16 / sizeof(T);
-  if (fits(widest))
-    launch_packs<T, widest>(job, stream);
-  else if (fits(widest / 2))
-    launch_packs<T, widest / 2>(job, stream);
-  else
-    launch_packs<T, 1>(job, stream);
+  if constexpr (N > 1)
+    if (!fits<T>(job, N)) return launch<T, N / 2>(job, stream);
+  launch_packs<T, N>(job, stream);
 }
 
 }  // namespace

@@ -9,10 +9,10 @@ import numpy as np
 from slrfast import graphs
 from slrfast.errors import PoseFileError
 
-MAX_FRAMES = 200_000
-"""Two hours at 30 frames a second. A longer "clip" is a damaged or hostile file."""
-MAX_VALUES = 1 << 28
-"""No reader allocates more numbers than this for one clip."""
+MAX_FRAMES = 100_000
+"""Almost an hour at 30 frames a second. A longer "clip" is a damaged or hostile file."""
+MAX_VALUES = 1 << 24
+"""No reader keeps more keypoints than this for one clip."""
 MAX_POSITION = 1e6
 """Pixels; a coordinate beyond it is damage, not a detection."""
 

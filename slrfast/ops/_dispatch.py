@@ -2,7 +2,7 @@
 
 Every op module declares one visible table with :func:`register`, device type -> backends in order of preference.
 The choice is made inside the registered torch op (or, for an op that is plain torch so far, at the top of the public
-function), and is a read of two module globals, so ``torch.compile`` sees a constant.
+function). It is made once and remembered; ``torch.compile`` sees a constant.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+import torch
 
 from slrfast import checks
 from slrfast.errors import BackendUnavailable
@@ -80,7 +82,8 @@ def _decide(op: str, device: str, forced: str | None) -> str:
         skipped.append(f"{name} cannot run ({reason})")
     else:
         raise BackendUnavailable(f"{op}: no backend can run on {device}: {'; '.join(skipped)}")
-    if skipped:
-        warnings.warn(f"{op} on {device}: {'; '.join(skipped)}; using {name}", stacklevel=4)
-    _chosen[op, device, forced] = name  # decided, and warned about, once
+    if not torch.compiler.is_compiling():  # a traced call neither warns nor remembers; the next eager one does
+        if skipped:
+            warnings.warn(f"{op} on {device}: {'; '.join(skipped)}; using {name}", stacklevel=4)
+        _chosen[op, device, forced] = name
     return name

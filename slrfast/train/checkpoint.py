@@ -37,7 +37,7 @@ def save_checkpoint(
     """
     tensors = {f"model/{name}": value for name, value in system.state_dict().items()}
     scalars: dict[str, dict[str, Any]] = {}
-    names = {parameter: name for name, parameter in system.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in system.named_parameters()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor):

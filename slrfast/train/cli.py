@@ -17,6 +17,7 @@ import torch
 from slrfast.data import PreprocessOptions
 from slrfast.errors import SlrfastError
 from slrfast.systems import SYSTEMS
+from slrfast.train import info
 from slrfast.train.config import build_system, open_dataset
 from slrfast.train.demo import demo
 from slrfast.train.evaluate import evaluate_run
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": demo,
         "pretrain": pretrain_command,
         "evaluate": evaluate_command,
-        "info": info_command,
+        "info": info.main,
     }
     command, *rest = arguments
     try:
@@ -124,7 +125,7 @@ def _pretrain(options: TrainingOptions) -> int:
     say(f"{options.command}: {len(dataset)} clips, {network_size(system)}; run folder {options.run.path}")
     result = pretrain(system, dataset, options.train, options.run, resume=options.resume)
     if result.stopped_by:
-        return report_stop(result, options)
+        return report_stop(result, options, result.stopped_by)
     results = {
         "run": str(options.run.path),
         **dataclasses.asdict(result),
@@ -138,7 +139,8 @@ def _pretrain(options: TrainingOptions) -> int:
     features = encode_dataset(system, dataset, some.tolist(), progress="embedding")
     labels = torch.tensor(dataset.labels)[some]
     draw_embedding({"pre-trained": features}, labels, dataset.class_names, options.run.embedding_picture)
-    say(f"done: {result.steps} steps in {result.seconds:.0f} s, {result.clips_per_second:.0f} clips/s")
+    speed = f", {result.clips_per_second:.0f} clips/s" if result.clips_per_second else ""
+    say(f"done: {result.steps} steps in {result.seconds:.0f} s{speed}")
     say(f"model, loss.png, views.png and embedding.png are in {options.run.path}")
     say(f"next: slrfast evaluate --run {options.run.path}")
     if options.json:
@@ -175,12 +177,6 @@ def evaluate_command(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(results, ensure_ascii=False))
     return 0
-
-
-def info_command(argv: list[str]) -> int:
-    from slrfast.train import info
-
-    return info.main(argv) or 0
 
 
 def _complain(sentence: str) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from torch import nn
 
 from slrfast import checks
 from slrfast.data import ClipDataset, Fingerspelling, PoseDataset, PreprocessOptions, SyntheticSigns
@@ -81,14 +80,14 @@ def system_config(name: str, values: Mapping[str, Any] | str) -> Any:
         raise RunError(str(error)) from error
 
 
-def build_system(name: str, config: Any, seed: int) -> nn.Module:
+def build_system(name: str, config: Any, seed: int) -> Any:
     """The system with freshly drawn weights, a function of its config and the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SYSTEMS[name](config)
 
 
-def load_system(name: str, folder: Path) -> nn.Module:
+def load_system(name: str, folder: Path) -> Any:
     """The system saved in a run's ``model`` folder."""
     if not folder.is_dir():
         raise RunError(f"{folder} does not exist, so there is no finished {name} run in {folder.parent}")
@@ -97,12 +96,12 @@ def load_system(name: str, folder: Path) -> nn.Module:
 
 def open_dataset(source: str, split: str | None = None, preprocess: Mapping[str, Any] | None = None) -> ClipDataset:
     """The clips behind ``--data``: "synthetic", "fingerspelling", or a folder or file that data.PoseDataset reads."""
-    if source == "synthetic":
-        return SyntheticSigns()
     try:
         options = PreprocessOptions(**(preprocess or {}))
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
+    if source == "synthetic":
+        return SyntheticSigns(options=options)
     with warnings.catch_warnings():
         # the commands list the skipped files themselves
         warnings.filterwarnings("ignore", message=r".* files? skipped")

@@ -16,7 +16,7 @@ from slrfast.train.config import RunError, build_system, choose_device, open_dat
 from slrfast.train.loop import BatchOrder, pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.pictures import draw_embedding, draw_training
-from slrfast.train.report import STOPPED, network_size, report_skipped, report_stop, speaker
+from slrfast.train.report import network_size, report_skipped, report_stop, speaker
 from slrfast.train.runs import RunFolder, write_json
 from slrfast.train.scoring import Evaluation, Labelled, encode_dataset
 
@@ -61,8 +61,8 @@ def demo(argv: Sequence[str]) -> int:
             left = 60 * values["minutes"] - (time.perf_counter() - began)
             limit = max(left / (len(folds) - number) - EVALUATION_SECONDS, 1.0)
         result = pretrain(system, seen, options.train, folder, resume=going_on, time_limit=limit)
-        if result.stopped_by in STOPPED:
-            return report_stop(result, options)
+        if result.stopped_by is not None and result.stopped_by != "time":
+            return report_stop(result, options, result.stopped_by)
         trained = encode_dataset(system, dataset, clips.index, progress="pre-trained")
         evaluation.add("pre-trained", trained, held, votes=values["votes"])
         evaluation.add("untrained", untrained, held, votes=values["votes"])
@@ -108,7 +108,13 @@ def _fit_to_time(options: TrainingOptions, dataset: ClipDataset, rounds: int, be
         per_epoch = len(dataset) * (1 - 1 / options.values["folds"]) / options.system.batch_size
         step = _seconds_per_step(options, dataset)
         left = 0.85 * 60 * options.values["minutes"] - (time.perf_counter() - began)
-        epochs = max(1, min(options.system.epochs, int((left / rounds - EVALUATION_SECONDS) / (per_epoch * step))))
+        fitting = int((left / rounds - EVALUATION_SECONDS) / (per_epoch * step))
+        epochs = max(1, min(options.system.epochs, fitting))
+        if epochs < options.system.epochs:
+            speaker(options.json)(
+                f"a step takes {step:.2f} s here, so {options.values['minutes']:g} minutes allow {epochs} of "
+                f"{options.system.epochs} epochs (--minutes, --epochs)"
+            )
     system = shortened(options.system, epochs)
     return dataclasses.replace(options, system=system, values={**options.values, "system": system})
 
@@ -137,7 +143,7 @@ def _seconds_per_step(options: TrainingOptions, dataset: ClipDataset, steps: int
             loss.backward()
             optimizer.step()
             system.update_after_step()
-            float(loss)  # waits for the device
+            float(loss.detach())  # waits for the device
     return (time.perf_counter() - start) / steps
 
 
@@ -167,7 +173,8 @@ def _report(
     held = sorted({name for part in rounds for name in part["held_out"]})
     say(
         f"\n{tested} test clips of {len(clips.names)} classes in {len(held)} held-out {kind} ({', '.join(held)}):\n"
-        f"neither pre-training nor the classifiers, which learn from the other {kind}, saw any clip of these.\n"
+        f"neither pre-training nor the classifiers, which learn from the other {kind}, saw any clip of those\n"
+        "that they are tested on.\n"
     )
     say(evaluation.table())
     say(f"\nAccuracies in percent; one standard error of the best top-1 is {100 * results['standard_error']:.1f}.")

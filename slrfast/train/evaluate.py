@@ -93,7 +93,7 @@ def _one_name(source: str) -> str:
 def _text(results: dict[str, Any], evaluation: Evaluation, folder: RunFolder) -> str:
     unit = f"{results['groups']} groups" if results["held_out"] == "groups" else "single clips (no groups are known)"
     saw = (
-        "Pre-training saw these clips without their labels, the held-out ones too."
+        "Pre-training drew on the same clips without labels, held-out groups included."
         if results["pretraining_saw_these_clips_unlabelled"]
         else "Pre-training used other data."
     )

@@ -24,7 +24,7 @@ from slrfast.errors import CheckpointError, SlrfastError
 from slrfast.train.checkpoint import load_checkpoint, save_checkpoint
 from slrfast.train.config import RunError, TrainConfig, choose_device
 from slrfast.train.runs import RunFolder, RunLog
-from slrfast.train.scoring import knn_accuracy
+from slrfast.train.scoring import Labelled, knn_accuracy
 
 
 class TrainingDiverged(SlrfastError, ArithmeticError):
@@ -102,6 +102,8 @@ def pretrain(
     clips = len(dataset)  # type: ignore[arg-type]
     if clips < batch_size:
         raise RunError(f"the dataset has {clips} usable clips, fewer than one batch of {batch_size}; lower batch_size")
+    if config.knn_every:
+        Labelled.of(dataset)  # unlabelled clips are refused now, not after an epoch
     per_epoch = clips // batch_size
     device = choose_device(config.device)
     system.to(device).train()
@@ -227,7 +229,7 @@ def _leave_signals_to_trainer(worker: int) -> None:
 def _stop_signals() -> Iterator[list[str]]:
     """Collect the name of the first SIGINT or SIGTERM; a second one acts at once as it did before."""
     caught: list[str] = []
-    previous: dict[int, Any] = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(signal.Signals(number).name)

@@ -108,7 +108,7 @@ def training_options(
     if preset not in PRESETS:
         raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file of these options")
-    parser.add_argument("--name", type=Literal[name], default=name, help=argparse.SUPPRESS)  # type: ignore[valid-type]
+    parser.add_argument("--name", type=Literal[name], default=name, help=argparse.SUPPRESS)
     parser.add_argument("--preset", type=str, default=preset, help=f"{', '.join(PRESETS)}: defaults of --system.*")
     parser.add_argument("--run", type=str, help=f"run folder (default: {run_prefix}-<date>)")
     parser.add_argument("--resume", type=str, metavar="RUN", help="go on with the run in this folder")

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from slrfast import graphs
-from slrfast.data import PoseBatch
+from slrfast.data import Clip, PoseBatch
 from slrfast.files import replacing
 from slrfast.train.projection import tsne
 from slrfast.train.runs import RunFolder
@@ -84,6 +85,13 @@ def draw_views(
     _save(figure, path)
 
 
+def _caption(clip: Clip, class_names: Sequence[str]) -> str:
+    """The class and group of a clip, or else its name, in at most 24 characters."""
+    known = [class_names[clip.label] if clip.label >= 0 else "", clip.group]
+    text = ", ".join(word for word in known if word) or clip.name
+    return text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
+
+
 def spread(count: int, most: int = 800) -> Tensor:
     """At most so many positions of ``count``, evenly spread, [N] int64."""
     return torch.linspace(0, count - 1, min(most, count)).round().long()
@@ -107,15 +115,15 @@ def draw_embedding(maps: Mapping[str, Tensor], labels: Tensor, names: Sequence[s
     for place, (title, features) in enumerate(maps.items()):
         axes = figure.add_subplot(1, len(maps), place + 1)
         points = tsne(features[chosen]).numpy()
-        axes.scatter(*points[shown.numpy() < 0].T, s=10, color=_FAINT)
+        _dots(axes, points[shown.numpy() < 0], s=10, color=_FAINT)
         for index, name in enumerate(names):
             mine = points[shown.numpy() == index]
             if short:
-                axes.scatter(*mine.T, s=0)
+                _dots(axes, mine, s=0)
                 for x, y in mine:
                     axes.text(x, y, name, color=colors[index], fontsize=8, ha="center", va="center", weight="bold")
             else:
-                axes.scatter(*mine.T, s=14, color=colors[index], label=name, linewidths=0, alpha=0.85)
+                _dots(axes, mine, s=14, color=colors[index], label=name, alpha=0.85)
         axes.set_title(f"{title}  ({len(chosen)} clips, t-SNE)", fontsize=11, color=_INK)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -133,7 +141,7 @@ def draw_training(folder: RunFolder, system: Any, dataset: Any) -> None:
     few = [dataset[i] for i in range(min(3, len(dataset)))]
     device = next(system.parameters()).device
     views = system.views(PoseBatch.collate(few).to(device), torch.Generator(device).manual_seed(0))
-    draw_views(views, [clip.name for clip in few], folder.views_picture)
+    draw_views(views, [_caption(clip, dataset.class_names) for clip in few], folder.views_picture)
 
 
 def _draw_pose(axes: Axes, xy: np.ndarray, seen: np.ndarray) -> None:
@@ -173,7 +181,11 @@ def _draw_bones(
             (bone,) = axes.plot(*xy[[inner, outer]].T, color=colors[outer], linewidth=0.55 * dot)
             bone.set_clip_path(clip)
     shown = [color for color, visible in zip(colors, seen, strict=True) if visible]
-    axes.scatter(*xy[seen].T, s=dot**2, c=shown, linewidths=0, zorder=3).set_clip_path(clip)
+    _dots(axes, xy[seen], s=dot**2, c=shown, zorder=3).set_clip_path(clip)
+
+
+def _dots(axes: Axes, points: np.ndarray, **style: Any) -> PathCollection:
+    return axes.scatter(points[:, 0], points[:, 1], linewidths=0, **style)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -32,14 +32,14 @@ def report_skipped(dataset: ClipDataset, path: Path, say: Callable[[str], None])
     say(f"skipped {len(lines)} unusable files, listed in {path}; the first: {lines[0]}")
 
 
-def report_stop(result: PretrainResult, options: TrainingOptions) -> int:
-    """Say how to go on after a signal, and return the exit code."""
+def report_stop(result: PretrainResult, options: TrainingOptions, by: str) -> int:
+    """Say how to go on after the signal ``by``, and return the exit code."""
     say = speaker(options.json)
-    say(f"stopped by {result.stopped_by} after step {result.step} of {result.steps}, all saved; go on with:")
+    say(f"stopped by {by} after step {result.step} of {result.steps}, all saved; go on with:")
     say(f"  {options.again}")
     if options.json:
         print(json.dumps({"run": str(options.run.path), **dataclasses.asdict(result), "go_on": options.again}))
-    return STOPPED[result.stopped_by]
+    return STOPPED[by]
 
 
 def network_size(system: nn.Module) -> str:

@@ -72,8 +72,12 @@ class RunFolder:
             path.write_text(head + as_yaml(values), encoding="utf-8")
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved config."""
-        return read_yaml(self.existing().config)
+        """The resolved config; RunError when it is not one."""
+        values = read_yaml(self.existing().config)
+        missing = [key for key in ("name", "system", "train") if key not in values]
+        if missing:
+            raise RunError(f"{self.config}: has no {missing[0]!r}, so it is not the config of a run")
+        return values
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All complete lines of metrics.jsonl."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,16 +65,14 @@ class Labelled:
 
 
 def encode_dataset(
-    system: Any, dataset: Dataset, indices: Sequence[int] | None = None, *, batch_size: int = 64, progress: str = ""
+    system: Any, dataset: Dataset, indices: Iterable[int] | None = None, *, batch_size: int = 64, progress: str = ""
 ) -> Tensor:
     """Features of clips in order, [N, D] float32 on the CPU; with ``progress`` a bar of that title."""
-    chosen = range(len(dataset)) if indices is None else [int(i) for i in indices]  # type: ignore[arg-type]
-    if len(chosen) == 0:
-        raise RunError("there are no clips to encode")
+    chosen = [int(i) for i in (range(len(dataset)) if indices is None else indices)]  # type: ignore[arg-type]
     device = next(system.parameters()).device
     batches = DataLoader(
         dataset,
-        batch_sampler=[list(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size)],
+        batch_sampler=[chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)],
         collate_fn=PoseBatch.collate,
         generator=torch.Generator(),
     )

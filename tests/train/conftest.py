@@ -132,7 +132,16 @@ def signs():
 def tiny_is_a_system(monkeypatch, signs):
     """In-process commands know the tiny system, and their synthetic data is small."""
     monkeypatch.setitem(SYSTEMS, "tiny", Tiny)
-    monkeypatch.setattr(config, "SyntheticSigns", lambda: signs)
+    monkeypatch.setattr(config, "SyntheticSigns", lambda **_: signs)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny tensors gain nothing from a second thread, and lose much when the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

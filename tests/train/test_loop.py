@@ -1,12 +1,15 @@
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from slrfast.train.config import RunError, TrainConfig
+from slrfast.data import ClipDataset
+from slrfast.systems import STCConfig
+from slrfast.train.config import RunError, TrainConfig, build_system
 from slrfast.train.loop import BatchOrder, TrainingDiverged, pretrain
 from slrfast.train.runs import RunFolder
 
@@ -86,9 +89,11 @@ class TestRun:
 
     def test_clip_norm_bounds_the_update(self, tiny, signs, folder):
         system = tiny(epochs=1, batch_size=36)
-        before = {name: value.clone() for name, value in system.query.named_parameters()}
+        before = {name: value.detach().clone() for name, value in system.query.named_parameters()}
         pretrain(system, signs, TrainConfig(clip_norm=0.01), folder, progress=False)
-        moved = math.sqrt(sum(float((v - before[n]).square().sum()) for n, v in system.query.named_parameters()))
+        moved = math.sqrt(
+            sum(float((v - before[n]).square().sum()) for n, v in system.query.state_dict().items() if n in before)
+        )
         assert folder.read_metrics()[0]["gradient_norm"] > 0.01
         assert moved == pytest.approx(0.05 * 0.01, rel=1e-2)
 
@@ -116,6 +121,12 @@ class TestRun:
         with pytest.raises(RunError, match="36 usable clips, fewer than one batch of 64; lower batch_size"):
             pretrain(tiny(batch_size=64), signs, TrainConfig(), folder, progress=False)
 
+    def test_knn_of_unlabelled_clips_is_refused_before_training(self, tiny, signs, folder):
+        unlabelled = ClipDataset([replace(clip, label=-1) for clip in signs.clips], signs.class_names)
+        with pytest.raises(RunError, match="labelled clips of at least two classes, this dataset has 0"):
+            pretrain(tiny(), unlabelled, TrainConfig(knn_every=1), folder, progress=False)
+        assert not folder.checkpoint.exists()
+
     def test_unknown_device(self, tiny, signs, folder):
         with pytest.raises(RunError, match="'gpu' is no device; use auto, cpu, cuda"):
             pretrain(tiny(), signs, TrainConfig(device="gpu"), folder, progress=False)
@@ -138,6 +149,20 @@ class TestResume:
         assert {"model/bank", "model/cursor", "optimizer/query.0.weight/momentum_buffer", "rng/views"} <= set(first)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
+        assert metrics(whole) == metrics(parts)
+
+    def test_bitwise_with_stc(self, signs, tmp_path):
+        config = STCConfig.small(
+            frames=8, gcn_channels=(4, 4, 8, 8, 8), dim=8, embedding=8, heads=2, layers=1, hand_ffn=8, trunk_ffn=8,
+            bank_size=20, neighbors=5, batch_size=8, epochs=2, milestones=(1,),
+        )  # fmt: skip
+        whole, parts = (RunFolder(tmp_path / name).create() for name in ("whole", "parts"))
+        pretrain(build_system("stc", config, 0), signs, TrainConfig(), whole, progress=False)
+        pretrain(build_system("stc", config, 0), signs, TrainConfig(), parts, time_limit=0.0, progress=False)
+        result = pretrain(build_system("stc", config, 0), signs, TrainConfig(), parts, resume=True, progress=False)
+        assert result.step == 8
+        first, second = load_file(whole.checkpoint), load_file(parts.checkpoint)
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
         assert metrics(whole) == metrics(parts)
 
     def test_after_a_kill_the_steps_since_the_checkpoint_run_again(self, tiny, signs, tmp_path):

@@ -60,7 +60,11 @@ def people(path: str, frame: int, keypoints: object, scores: object = None, layo
     try:
         array = numbers(keypoints)
         array = array[None] if array.ndim == 2 else array
+        if scores is None and array.shape[-1] == 2:
+            raise PoseFileError(path, f"frame {frame}: the keypoints have no scores")
         confidence = array[..., 2] if scores is None else np.atleast_2d(numbers(scores))
+    except PoseFileError:
+        raise
     except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise PoseFileError(path, f"frame {frame}: the keypoints are no [{count}, 2] array of numbers") from error
     if array.ndim != 3 or array.shape[1] != count or array.shape[2] not in (2, 3):

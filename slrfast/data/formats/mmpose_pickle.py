@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from slrfast.data.formats.base import Format, people, stack
+from slrfast.data.formats.base import Format, Person, people, stack
 from slrfast.data.formats.unpickle import load
-from slrfast.data.pose import Pose, check_length
+from slrfast.data.pose import MAX_VALUES, Pose, check_length
 from slrfast.errors import PoseFileError
 from slrfast.files import replacing
 
@@ -60,7 +60,13 @@ def from_video(path: str, content: object, size: tuple[int, int] | None, drop_la
         raise PoseFileError(path, f"there are {len(keypoints)} frames of keypoints but {len(scores)} of scores")
     start, stop = _span(path, content, len(keypoints), drop_last)
     check_length(path, stop - start, 133)
-    frames = [people(path, t, keypoints[t], None if scores is None else scores[t]) for t in range(start, stop)]
+    frames: list[list[Person]] = []
+    detections = 0
+    for t in range(start, stop):
+        frames.append(people(path, t, keypoints[t], None if scores is None else scores[t]))
+        detections += len(frames[-1])
+        if detections * 133 > MAX_VALUES:  # one array may stand for every frame
+            raise PoseFileError(path, f"{detections} people in {t + 1} frames are too much for one clip")
     xy, confidence = stack(path, frames)
     if scores is not None and _are_fractions(xy, confidence):
         if size is None:

@@ -58,7 +58,7 @@ def _array(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
         member = archive.getinfo(f"{key}.npy")
     except KeyError:
         raise PoseFileError(path, f"the array {key!r} is missing") from None
-    if member.file_size > 4 * MAX_VALUES:
+    if member.file_size > 8 * MAX_VALUES:
         raise PoseFileError(path, f"the array {key!r} unpacks to {member.file_size} bytes, too much for one clip")
     return np.lib.format.read_array(io.BytesIO(archive.read(member)), allow_pickle=False)
 

@@ -198,7 +198,11 @@ RAGGED = [[1.0, 2.0]] * 132 + [[1.0]]
         ({"keypoints": np.float32(5)}, ".pkl", "keypoints must have one entry per frame, got a float"),
         ({"keypoints": keypoints(3, 17)}, ".pkl", "frame 0: keypoints must have shape [133, 2], got [17, 3]"),
         ({"keypoints": keypoints(3, 133, 4)}, ".pkl", "frame 0: keypoints must have shape [133, 2], got [133, 4]"),
-        ({"keypoints": [GOOD.tolist(), RAGGED]}, ".pkl", "frame 0: the keypoints are no [133, 2] array of numbers"),
+        (
+            {"keypoints": [np.full((133, 3), 9.0).tolist(), RAGGED]},
+            ".pkl",
+            "frame 1: the keypoints are no [133, 2] array of numbers",
+        ),
         ({"keypoints": [keypoints(1)[0], "x"]}, ".pkl", "frame 1: the keypoints are no [133, 2] array of numbers"),
         ({"keypoints": np.array([["x"] * 133] * 2)}, ".pkl", "frame 0: the keypoints are no [133, 2] array of numbers"),
         ({"keypoints": keypoints(0)}, ".pkl", "there are no frames"),
@@ -212,6 +216,8 @@ RAGGED = [[1.0, 2.0]] * 132 + [[1.0]]
             ".pkl",
             "img_list must have one entry per frame, got a str",
         ),
+        ({"keypoints": keypoints(3, channels=2)}, ".pkl", "frame 0: the keypoints have no scores"),
+        ({"keypoints": [keypoints(150)] * 9000}, ".pkl", "126150 people in 841 frames are too much for one clip"),
         ({"keypoints": keypoints(3), "scores": [1]}, ".pkl", "there are 3 frames of keypoints but 1 of scores"),
         ({"keypoints": keypoints(3), "start": 2, "end": 9}, ".pkl", "start and end do not lie within the frames"),
         (
@@ -315,7 +321,7 @@ def test_a_zip_bomb_is_refused_by_its_own_table(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xy.npy", bytes(1 << 22))
     assert path.stat().st_size < 1 << 16
-    monkeypatch.setattr("slrfast.data.formats.npz.MAX_VALUES", 1 << 18)
+    monkeypatch.setattr("slrfast.data.formats.npz.MAX_VALUES", 1 << 17)
     with pytest.raises(PoseFileError, match="the array 'xy' unpacks to 4194304 bytes, too much for one clip"):
         load_pose(path)
 

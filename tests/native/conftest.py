@@ -1,0 +1,18 @@
+"""The compiled module by itself: loaded from its file, fed with NumPy arrays, no torch in the process."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def library():
+    folders = importlib.util.find_spec("slrfast").submodule_search_locations
+    files = [file for folder in folders for file in Path(folder).glob("_C.*")]
+    if not files:
+        pytest.skip("slrfast._C is not built")
+    spec = importlib.util.spec_from_file_location("slrfast._C", files[0])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,53 @@
+"""Every instruction set of the build runs the tests of this folder, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def run(isa, *arguments):
+    environment = {**os.environ, "SLRFAST_CPU_ISA": isa}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def chosen(isa, library):
+    code = f"""
+import importlib.util as u
+spec = u.spec_from_file_location("slrfast._C", {library.__file__!r})
+module = u.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.cpu_isa())"""
+    return run(isa, "-c", code)
+
+
+@pytest.mark.parametrize("isa", ["base", "avx2", "avx512"])
+def test_forced(library, isa):
+    got = chosen(isa, library)
+    if "NotImplementedError" in got.stderr:
+        assert f"SLRFAST_CPU_ISA asks for {isa}, which " in got.stderr
+        pytest.skip(got.stderr.strip().splitlines()[-1])
+    assert got.stdout == f"{isa}\n"
+    tests = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", str(HERE / "test_motion.py"))
+    assert tests.returncode == 0, tests.stdout
+
+
+def test_automatic_is_the_widest_that_runs(library):
+    usable = [isa for isa in ("base", "avx2", "avx512") if chosen(isa, library).returncode == 0]
+    assert chosen("", library).stdout.strip() == usable[-1]
+
+
+def test_unknown(library):
+    got = chosen("AVX2", library)
+    assert got.returncode == 1
+    assert "ValueError: SLRFAST_CPU_ISA must be one of base, avx2, avx512, got 'AVX2'" in got.stderr
+
+
+def test_build_info_has_a_value_for_every_key(library):
+    info = dict(line.split("=", 1) for line in library.build_info().splitlines())
+    assert set(info) == {"compiler", "threads", "isas", "cuda"} and all(info.values())
+    assert info["isas"].split()[0] == "base"
