@@ -31,7 +31,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); an earlier file is unchanged") from error
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); an earlier file is unchanged"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

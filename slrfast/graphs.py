@@ -231,7 +231,9 @@ def _select(parts: Mapping[str, Sequence[int]]) -> Layout:
     indices = np.concatenate([np.asarray(part) for part in parts.values()])
     row = {int(index): i for i, index in enumerate(indices)}
     stops = np.cumsum([len(part) for part in parts.values()])
-    slices = {name: slice(int(stop) - len(part), int(stop)) for (name, part), stop in zip(parts.items(), stops, strict=True)}
+    slices = {
+        name: slice(int(stop) - len(part), int(stop)) for (name, part), stop in zip(parts.items(), stops, strict=True)
+    }
     flip = np.array([row[int(whole.flip[index])] for index in indices])
     return Layout(tuple(whole.names[i] for i in indices), indices, slices, flip)
 

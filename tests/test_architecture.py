@@ -89,7 +89,12 @@ def test_every_op_has_its_reference_test_and_benchmark(op):
 
 
 def test_no_source_file_is_long():
-    files = [*SOURCES, *(ROOT / "csrc").rglob("*.*"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    files = [
+        *SOURCES,
+        *(ROOT / "csrc").rglob("*.*"),
+        *(ROOT / "tests").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]
     assert {str(p.relative_to(ROOT)): n for p in files if (n := p.read_text().count("\n")) > 500} == {}
 
 

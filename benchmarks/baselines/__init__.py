@@ -1,1 +1,1 @@
-"""The systems and ops as the field writes them, in eager PyTorch: what every ratio in the results is measured against."""
+"""The systems and ops as the field writes them, in eager PyTorch: what every ratio is measured against."""

@@ -61,7 +61,8 @@ class PartGCN(nn.Module):
         )
         self.parts = [list(part) for part in graph.parts]
         self.fc = nn.Sequential(
-            nn.Conv1d(sizes[-1], config.dim, 1), nn.BatchNorm1d(config.dim), nn.ReLU(inplace=True), nn.Dropout(config.frame_dropout)
+            nn.Conv1d(sizes[-1], config.dim, 1), nn.BatchNorm1d(config.dim), nn.ReLU(inplace=True),
+            nn.Dropout(config.frame_dropout),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ class TemporalBlock(nn.Module):
         super().__init__()
         self.a = nn.Sequential(nn.Conv1d(dim, dim, 5, padding=2), nn.ReLU(inplace=True))
         self.b = nn.Sequential(
-            nn.Conv1d(dim, dim, 3, padding=1), nn.ReLU(inplace=True), nn.Conv1d(dim, dim, 3, padding=1), nn.ReLU(inplace=True)
+            nn.Conv1d(dim, dim, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv1d(dim, dim, 3, padding=1), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.join = nn.Sequential(nn.Conv1d(2 * dim, dim, 1), nn.BatchNorm1d(dim), nn.ReLU(inplace=True))
 
@@ -223,7 +225,10 @@ class FieldSTC(nn.Module):
         for s, weight in zip(self.STREAMS, (c.joint_weight, c.motion_weight), strict=True):
             con = feature_kl(k[s][0], q[s][1], c.consistency_temperature)
             con = con + feature_kl(k[s][1], q[s][0], c.consistency_temperature)
-            cl = sum(info_nce(q[s][i], k[s][i], getattr(self, f"queue_{s}_{p}"), c.temperature) for i, p in enumerate(self.PARTS))
+            cl = sum(
+                info_nce(q[s][i], k[s][i], getattr(self, f"queue_{s}_{p}"), c.temperature)
+                for i, p in enumerate(self.PARTS)
+            )
             total = total + weight * (cl + con)
         for a, b in (("joint", "motion"), ("motion", "joint")):
             anchors = [getattr(self, f"queue_{s}_hand") + getattr(self, f"queue_{s}_trunk") for s in (a, b)]
@@ -243,7 +248,9 @@ class FieldSTC(nn.Module):
         return loss
 
 
-def load_batch(clips: list[tuple[np.ndarray, np.ndarray]], frames: int, rng: np.random.Generator) -> list[dict[str, Tensor]]:
+def load_batch(
+    clips: list[tuple[np.ndarray, np.ndarray]], frames: int, rng: np.random.Generator
+) -> list[dict[str, Tensor]]:
     """Two views of every clip (xy [F, 49, 2], confidence [F, 49]), made one after the other and stacked."""
     views: list[list[dict[str, Tensor]]] = [[], []]
     for xy, confidence in clips:
@@ -299,7 +306,10 @@ def _renamed(source: STCEncoder) -> list[tuple[str, Tensor]]:
         for i, block in enumerate(gcn.blocks):
             name, conv = f"{part}_gcn.blocks.{i}", block.spatial[0]
             weight = conv.weight.transpose(1, 2).flatten(0, 1)
-            out += [(f"{name}.gcn.conv.weight", weight[..., None, None]), (f"{name}.gcn.conv.bias", conv.bias.flatten())]
+            out += [
+                (f"{name}.gcn.conv.weight", weight[..., None, None]),
+                (f"{name}.gcn.conv.bias", conv.bias.flatten()),
+            ]
             norm(f"{name}.tcn.0", block.spatial[1])
             dense(f"{name}.tcn.3", block.pointwise[0], 4)
             norm(f"{name}.tcn.4", block.pointwise[1])
@@ -310,7 +320,12 @@ def _renamed(source: STCEncoder) -> list[tuple[str, Tensor]]:
         norm(f"{part}_gcn.fc.1", gcn.output[1])
         for i, block in enumerate(getattr(source, f"{part}_temporal")):
             name = f"{part}_tcn.{i}"
-            for theirs, ours in (("a.0", block.wide), ("b.0", block.narrow), ("b.2", block.narrow_again), ("join.0", block.join[0])):
+            for theirs, ours in (
+                ("a.0", block.wide),
+                ("b.0", block.narrow),
+                ("b.2", block.narrow_again),
+                ("join.0", block.join[0]),
+            ):
                 norm(f"{name}.{theirs}", ours)
             norm(f"{name}.join.1", block.join[1])
         transformer = getattr(source, f"{part}_transformer")

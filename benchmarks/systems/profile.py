@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: forward and backward of chosen modules, timed by hooks inside the real step."""
+"""Where the time of a training step goes: forward and backward of modules, timed by hooks inside it."""
 
 from __future__ import annotations
 

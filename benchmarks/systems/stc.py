@@ -102,7 +102,9 @@ def slrfast_step(system: STC, batch: PoseBatch) -> Callable[[], dict[str, float]
         system.enqueue(embeddings[1])
         return loss
 
-    return lambda: profiled_step(phases, load, lambda views: system.embed(*views), losses, optimizer, system.update_after_step)
+    return lambda: profiled_step(
+        phases, load, lambda views: system.embed(*views), losses, optimizer, system.update_after_step
+    )
 
 
 def measure(rounds: int = 3) -> dict[str, dict[str, float]]:

@@ -13,8 +13,8 @@ from slrfast import checks
 class MomentumEncoder(nn.Module):
     """A copy of an encoder whose parameters follow it as an exponential moving average.
 
-    ``theta_k <- m theta_k + (1 - m) theta_q`` for every parameter; buffers (batch-norm statistics) are not averaged. The copy needs
-    no gradient and runs in whatever mode it is put, which for STC, MASA and CCL is training mode.
+    ``theta_k <- m theta_k + (1 - m) theta_q`` for every parameter; buffers (batch-norm statistics) are
+    not averaged. The copy needs no gradient and runs in the mode it is put in, for STC, MASA and CCL the training mode.
 
     Args:
         encoder: the query encoder; it is copied.

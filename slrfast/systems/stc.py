@@ -10,15 +10,24 @@ trunk; four memory banks; InfoNCE (Eq. 2), feature consistency (Eq. 3) and bidir
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from slrfast import checks, graphs, ops
 from slrfast.data import AugmentPlan, PoseBatch
-from slrfast.nn import AttentionPool, MemoryBank, MomentumEncoder, PartGCN, PoseTransformer, ProjectionHead, TemporalBlock
+from slrfast.nn import (
+    AttentionPool,
+    MemoryBank,
+    MomentumEncoder,
+    PartGCN,
+    PoseTransformer,
+    ProjectionHead,
+    TemporalBlock,
+)
 from slrfast.systems.pretrained import Pretrained
 
 RIGHT, LEFT, TRUNK = (graphs.layout(49).parts[part] for part in ("right_hand", "left_hand", "trunk"))
@@ -106,10 +115,8 @@ class STCConfig:
     def __post_init__(self) -> None:
         for name in ("frames", "dim", "embedding", "bank_size", "min_frames", "batch_size"):
             checks.require(getattr(self, name) >= 1, "STCConfig", name, "be >= 1", getattr(self, name))
-        checks.require(
-            set(self.streams) in ({"joint"}, {"motion"}, {"joint", "motion"}) and len(set(self.streams)) == len(self.streams),
-            "STCConfig", "streams", "be 'joint', 'motion' or both", self.streams,
-        )  # fmt: skip
+        known = self.streams in (("joint",), ("motion",), ("joint", "motion"))
+        checks.require(known, "STCConfig", "streams", "be 'joint', 'motion' or both in this order", self.streams)
         checks.choice("STCConfig", ("features", "neighbors"), consistency=self.consistency)
         checks.choice("STCConfig", ("backward", "forward"), motion_direction=self.motion_direction)
         checks.choice("STCConfig", ("before", "after"), motion_source=self.motion_source)
@@ -122,12 +129,12 @@ class STCConfig:
             checks.integer_between("STCConfig", 1, limit, part_neighbors=self.part_neighbors)
 
     @classmethod
-    def paper(cls, **changes: object) -> STCConfig:
+    def paper(cls, **changes: Any) -> STCConfig:
         """The paper's setting; keyword arguments change single fields."""
         return replace(cls(), **changes)
 
     @classmethod
-    def legacy(cls, **changes: object) -> STCConfig:
+    def legacy(cls, **changes: Any) -> STCConfig:
         """The authors' published code: total heads, neighbour consistency, forward motion, unit weights, graph defect."""
         return replace(
             cls(
@@ -140,7 +147,7 @@ class STCConfig:
         )  # fmt: skip
 
     @classmethod
-    def small(cls, **changes: object) -> STCConfig:
+    def small(cls, **changes: Any) -> STCConfig:
         """The paper's method in a size that two CPU cores train in minutes on a few hundred clips."""
         return replace(
             cls(
@@ -174,7 +181,7 @@ class Parts(NamedTuple):
 
 
 class STCEncoder(nn.Module):
-    """Graph networks, temporal blocks, transformers and attention pooling; hands share one network, the trunk has its own."""
+    """Graph networks, temporal blocks, transformers and attention pooling; the hands share one network."""
 
     def __init__(self, config: STCConfig) -> None:
         super().__init__()
@@ -203,7 +210,7 @@ class STCEncoder(nn.Module):
             return module
 
         self.hand_head, self.trunk_head = head(), head()
-        self.total_head = head() if config.total_head else None
+        self.total_head: ProjectionHead | None = head() if config.total_head else None
 
     def forward(self, x: Tensor, visible: Tensor) -> Parts:
         """Coordinates (or motion) [B, T, 49, 2] and hand visibility [B, T, 2] -> hand and trunk vectors [B, dim]."""
@@ -226,11 +233,12 @@ class KeyEncoder(MomentumEncoder):
     @torch.no_grad()
     def embed(self, x: Tensor, visible: Tensor) -> Parts:
         """The key embeddings, without gradient."""
-        return self.encoder.embed(x, visible)
+        encoder: STCEncoder = self.encoder  # type: ignore[assignment]
+        return encoder.embed(x, visible)
 
 
 class STC(Pretrained):
-    """STC pre-training: ``training_step``, then the optimizer, then ``update_after_step``; ``encode`` for downstream use.
+    """STC pre-training: ``training_step``, the optimizer, ``update_after_step``; ``encode`` for downstream use.
 
     >>> system = STC(STCConfig.small(frames=8, bank_size=16, neighbors=8))
     >>> losses = system.training_step(PoseBatch.random(2))
@@ -238,26 +246,26 @@ class STC(Pretrained):
     """
 
     Config: ClassVar[type[STCConfig]] = STCConfig
+    # nn.ModuleDicts, typed by what they hold
+    query: Mapping[str, STCEncoder]
+    key: Mapping[str, KeyEncoder]
+    banks: Mapping[str, Mapping[str, MemoryBank]]
 
     def __init__(self, config: STCConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or STCConfig()
-        self.query = nn.ModuleDict({stream: STCEncoder(config) for stream in config.streams})
-        self.key = nn.ModuleDict({s: KeyEncoder(encoder, config.momentum) for s, encoder in self.query.items()})
         part_size = config.part_bank_size or config.bank_size
         sizes = {"hand": part_size, "trunk": part_size} | ({"total": config.bank_size} if config.total_head else {})
         dtype = getattr(torch, config.bank_dtype)
-        self.banks = nn.ModuleDict(
-            {
-                stream: nn.ModuleDict(
-                    {
-                        part: MemoryBank(size, config.embedding, dtype=dtype, normalize=config.normalize)
-                        for part, size in sizes.items()
-                    }
-                )
-                for stream in config.streams
-            }
-        )
+
+        def banks() -> nn.ModuleDict:
+            shape = {"dim": config.embedding, "dtype": dtype, "normalize": config.normalize}
+            return nn.ModuleDict({part: MemoryBank(size, **shape) for part, size in sizes.items()})
+
+        query = {stream: STCEncoder(config) for stream in config.streams}
+        self.query = nn.ModuleDict(query)  # type: ignore[assignment]
+        self.key = nn.ModuleDict({s: KeyEncoder(encoder, config.momentum) for s, encoder in query.items()})  # type: ignore[assignment]
+        self.banks = nn.ModuleDict({stream: banks() for stream in config.streams})  # type: ignore[assignment]
 
     def training_step(self, batch: PoseBatch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The losses of one batch; the keys are enqueued before it returns, which is legal before ``backward``.
@@ -305,10 +313,11 @@ class STC(Pretrained):
 
     def _contrast(self, stream: str, query: Parts, key: Parts) -> Tensor:
         """Eq. 2: InfoNCE of every head against its bank, summed over heads."""
-        return sum(
+        terms = [
             ops.info_nce(getattr(query, part), getattr(key, part), bank.features, temperature=self.config.temperature)
             for part, bank in self.banks[stream].items()
-        )
+        ]
+        return torch.stack(terms).sum()
 
     def _consistency(self, stream: str, query: Parts, key: Parts) -> Tensor:
         """Eq. 3: the keys' hand distribution teaches the trunk and the trunk's teaches the hand."""
@@ -326,6 +335,7 @@ class STC(Pretrained):
     def _transfer(self, teacher: Parts, student: Parts, source: str, target: str) -> Tensor:
         """Eq. 6: the student's similarities follow the teacher's over the teacher's K nearest anchors."""
         if self.config.total_head:
+            assert teacher.total is not None and student.total is not None
             banks = (self.banks[source]["total"].features, self.banks[target]["total"].features)
             return self._neighbor_kl(teacher.total, banks[0], student.total, banks[1])
         return self._neighbor_kl(
@@ -411,9 +421,8 @@ class STC(Pretrained):
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD over the query encoders, as in the paper."""
         config = self.config
-        return torch.optim.SGD(
-            self.query.parameters(), config.learning_rate, config.sgd_momentum, weight_decay=config.weight_decay
-        )
+        parameters = [p for encoder in self.query.values() for p in encoder.parameters()]
+        return torch.optim.SGD(parameters, config.learning_rate, config.sgd_momentum, weight_decay=config.weight_decay)
 
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a (fractional) epoch: a tenth after every milestone, after a linear warm-up if any."""

@@ -12,7 +12,7 @@ from benchmarks.baselines.stc import FieldEncoder, FieldSTC, copy_encoder, copy_
 from slrfast import graphs
 from slrfast.data import PoseBatch
 from slrfast.errors import CheckpointError
-from slrfast.systems import SYSTEMS, STC, STCConfig
+from slrfast.systems import STC, SYSTEMS, STCConfig
 from slrfast.systems.stc import STCEncoder
 
 TINY = {

@@ -1,0 +1,222 @@
+"""How every benchmark here measures: no time for a wrong answer, interleaved rounds, medians, ratios within one run.
+
+A benchmark module names its cases and hands them over::
+
+    def cases(device): yield Case(...)
+    test_motion = as_test("motion", cases)           # pytest benchmarks --benchmark-only
+    if __name__ == "__main__": main("motion", cases)  # python -m benchmarks.ops.motion --json
+
+Every run becomes one JSON file in benchmarks/results/<machine>/, from which ``benchmarks.report`` renders the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import statistics
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import machine
+from slrfast.files import replacing
+
+RESULTS = Path(__file__).resolve().parent / "results"
+OURS = "slrfast"
+
+
+class WrongAnswer(AssertionError):
+    """A candidate's result is off, so it is not timed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload and everything that can do it.
+
+    Attributes:
+        name: for example "paper, forward + backward".
+        shapes: what goes in, for the reader: {"x": [64, 64, 49, 2]}.
+        candidates: name -> a call that does the whole timed work and returns the tensors that are checked;
+            "slrfast" is ours.
+        truth: the same tensors computed in float64.
+        baseline: the candidate that ratios and allowed errors refer to.
+        flops, bytes: what the work needs at least, every input read and every result written once. The floors are
+            the time a large matrix product takes for as many operations, and a copy of the same size for the bytes.
+        tolerance: relative error that the baseline itself may have.
+    """
+
+    name: str
+    shapes: Mapping[str, Sequence[int]]
+    candidates: Mapping[str, Callable[[], Sequence[Tensor]]]
+    truth: Callable[[], Sequence[Tensor]]
+    flops: float
+    bytes: float
+    baseline: str = "eager"
+    tolerance: float = 1e-4
+    device: str = "cpu"
+    phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def errors(case: Case) -> dict[str, float]:
+    """Largest error of every candidate relative to the largest true value; WrongAnswer where it is too large.
+
+    The baseline may err by ``tolerance``, the others by 1.5 times what the baseline does, plus a float32 rounding.
+    """
+    truth = [t.detach().double() for t in case.truth()]
+    found = {}
+    for name, call in case.candidates.items():
+        results = call()
+        if len(results) != len(truth):
+            raise WrongAnswer(f"{case.name}: {name} returns {len(results)} tensors instead of {len(truth)}")
+        found[name] = max(map(_relative_error, results, truth))
+    for name, error in found.items():
+        allowed = case.tolerance if name == case.baseline else 1.5 * found[case.baseline] + 2e-7
+        if not error <= allowed:
+            raise WrongAnswer(f"{case.name}: {name} is off by {error:.3g} of the largest value, allowed {allowed:.3g}")
+    return found
+
+
+def _relative_error(result: Tensor, truth: Tensor) -> float:
+    if result.shape != truth.shape:
+        return float("inf")
+    if truth.numel() == 0:
+        return 0.0
+    return ((result.detach().double() - truth).abs().max() / truth.abs().max().clamp_min(1e-300)).item()
+
+
+def samples(case: Case, rounds: int = 15, seconds: float = 0.02) -> dict[str, list[float]]:
+    """Seconds per call: in every round each candidate runs for about ``seconds``, in an order that rotates."""
+    names = list(case.candidates)
+    repeats = {}
+    for name in names:
+        for _ in range(3):
+            took = machine.timed(case.candidates[name], 1, case.device)
+        repeats[name] = max(1, min(1000, round(seconds / took)))
+    found: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                found[name].append(machine.timed(case.candidates[name], repeats[name], case.device))
+    finally:
+        gc.enable()
+    return found
+
+
+def summary(case: Case, error: Mapping[str, float], times: Mapping[str, Sequence[float]]) -> dict:
+    """One case of a result file: medians, their spread, ratios to the baseline, and the two floors."""
+    flop_rate, copy_rate = machine.flop_rate(case.device), machine.copy_rate(case.device, round(case.bytes))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    floors = {"flops": case.flops / flop_rate, "bytes": case.bytes / copy_rate}
+    return {
+        "name": case.name,
+        "shapes": {name: list(shape) for name, shape in case.shapes.items()},
+        "device": case.device,
+        "baseline": case.baseline,
+        "seconds": medians,
+        "fastest": {name: min(values) for name, values in times.items()},
+        "slowest": {name: max(values) for name, values in times.items()},
+        "speedup": {name: medians[case.baseline] / seconds for name, seconds in medians.items()},
+        "error": dict(error),
+        "machine": {"flops_per_second": flop_rate, "copied_bytes_per_second": copy_rate},
+        "floor_seconds": floors,
+        "times_floor": {name: seconds / max(floors.values()) for name, seconds in medians.items()},
+        **({"phases": {name: dict(phases) for name, phases in case.phases.items()}} if case.phases else {}),
+    }
+
+
+def measure(case: Case, rounds: int = 15) -> dict:
+    """Check, then time, one case."""
+    error = errors(case)
+    return summary(case, error, samples(case, rounds))
+
+
+def save(op: str, cases: Sequence[Mapping], folder: str | os.PathLike | None = None) -> Path:
+    """Write one run, with what is needed to repeat it, as <folder>/<op>-<commit>.json."""
+    device = cases[0]["device"]
+    label = machine.label(device)
+    folder = Path(folder or os.environ.get("SLRFAST_BENCHMARK_OUT") or RESULTS / label)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = {
+        "op": op,
+        "machine": label,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": machine.versions(),
+        "threads": torch.get_num_threads(),
+        "cases": list(cases),
+    }
+    path = folder / f"{op}-{run['commit']}.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(run, indent=1) + "\n")
+    return path
+
+
+@lru_cache
+def commit() -> str:
+    """Short hash of the measured tree, "-dirty" when it has changes outside the results; "unknown" without git."""
+    root = RESULTS.parents[1]
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        command = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md"]
+        changes = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("SLRFAST_COMMIT", "unknown")
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
+
+
+def devices() -> list[str]:
+    """The devices to measure on: the CPU, and a GPU where there is one."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def run_all(op: str, cases: Callable[[str], Iterable[Case]], folder: str | os.PathLike | None = None) -> list[dict]:
+    """Measure and save every case on every device; returns the summaries."""
+    found: list[dict] = []
+    for device in devices():
+        results = [measure(case) for case in cases(device)]
+        save(op, results, folder)
+        found += results
+    return found
+
+
+def as_test(op: str, cases: Callable[[str], Iterable[Case]]) -> Callable:
+    """A pytest-benchmark test: runs :func:`run_all` and shows our call of the first case in pytest-benchmark's table."""
+
+    def test(benchmark) -> None:
+        results = run_all(op, cases)
+        for result in results:
+            benchmark.extra_info[f"{result['device']} {result['name']}"] = {"speedup": result["speedup"]}
+            print(f"\n{line(op, result)}", end="")
+        benchmark.group = op
+        benchmark.pedantic(next(iter(cases("cpu"))).candidates[OURS], rounds=20, warmup_rounds=3)
+
+    test.__name__ = f"test_{op}"
+    return test
+
+
+def line(op: str, result: Mapping) -> str:
+    """One case in one line of text."""
+    times = ", ".join(
+        f"{name} {1e6 * seconds:.1f} us ({result['speedup'][name]:.2f}x)" for name, seconds in result["seconds"].items()
+    )
+    return f"{op} [{result['device']}] {result['name']}: {times}; ours {result['times_floor'][OURS]:.1f} x floor"
+
+
+def main(op: str, cases: Callable[[str], Iterable[Case]]) -> None:
+    """The command line of a benchmark module."""
+    parser = argparse.ArgumentParser(description=f"Benchmark {op} and save the run under benchmarks/results.")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--out", metavar="FOLDER", help="save there instead")
+    arguments = parser.parse_args()
+    results = run_all(op, cases, arguments.out)
+    print(json.dumps(results, indent=1) if arguments.json else "\n".join(line(op, result) for result in results))

@@ -1,0 +1,93 @@
+"""What a benchmark ran on: a generic label, versions, and the rates it could reach at best."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+import slrfast
+from slrfast.kernels import native
+
+# (vendor, family) -> [(highest model, microarchitecture)]
+MICROARCHITECTURES = {
+    ("AuthenticAMD", 23): [(0x2F, "zen"), (0xFF, "zen2")],
+    ("AuthenticAMD", 25): [(0x0F, "zen3"), (0x1F, "zen4"), (0x5F, "zen3"), (0xFF, "zen4")],
+    ("AuthenticAMD", 26): [(0xFF, "zen5")],
+    ("GenuineIntel", 6): [
+        (0x4F, "intel"), (0x55, "skylake-sp"), (0x69, "intel"), (0x6C, "icelake"), (0x8E, "intel"),
+        (0x8F, "sapphire-rapids"), (0xCE, "intel"), (0xCF, "emerald-rapids"), (0xFF, "intel"),
+    ],
+}  # fmt: skip
+
+
+@lru_cache
+def label(device: str) -> str:
+    """For example cpu-2core-avx512-zen4 or gpu-nvidia-h200: no host name, no path."""
+    if device == "cuda":
+        return "gpu-" + re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    isa = native.cpu_isa() if native.LIBRARY is not None else "reference"
+    return f"cpu-{len(os.sched_getaffinity(0))}core-{isa}-{_microarchitecture()}"
+
+
+def _microarchitecture() -> str:
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.is_file() else ""
+    facts = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (\S+)", text, re.MULTILINE))
+    if len(facts) < 3:
+        return platform.machine()
+    family, model = int(facts["cpu family"]), int(facts["model"])
+    known = MICROARCHITECTURES.get((facts["vendor_id"], family), [])
+    return next((name for highest, name in known if model <= highest), f"{facts['vendor_id']}-{family}-{model}".lower())
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes a measurement."""
+    found = {"slrfast": slrfast.__version__, "python": platform.python_version()}
+    for package in ("torch", "triton", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found | (native.build_info() if native.LIBRARY is not None else {"native": native.LOAD_ERROR})
+
+
+@lru_cache
+def flop_rate(device: str) -> float:
+    """FLOP/s of a large float32 matrix product, measured once per run."""
+    size = 8192 if device == "cuda" else 1536
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    return 2 * size**3 / _fastest(lambda: torch.mm(a, b), 1, device)
+
+
+@lru_cache
+def copy_rate(device: str, traffic: int) -> float:
+    """Bytes/s, read plus written, of a copy that moves ``traffic`` bytes: what the caches give at that size."""
+    source = torch.zeros(max(traffic // 2, 1), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), max(1, 2**22 // traffic), device)
+
+
+def _fastest(call: Callable[[], object], repeats: int, device: str) -> float:
+    best = float("inf")
+    for _ in range(12):
+        best = min(best, timed(call, repeats, device))
+    return best
+
+
+def timed(call: Callable[[], object], repeats: int, device: str) -> float:
+    """Seconds per call, mean of ``repeats`` in a row."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronize()
+    return (time.perf_counter() - start) / repeats
