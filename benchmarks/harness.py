@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -92,8 +93,11 @@ def _relative_error(result: Tensor, truth: Tensor) -> float:
     return ((result.detach().double() - truth).abs().max() / truth.abs().max().clamp_min(1e-300)).item()
 
 
-def samples(case: Case, rounds: int = 15, seconds: float = 0.02) -> dict[str, list[float]]:
-    """Seconds per call: in every round each candidate runs for about ``seconds``, in an order that rotates."""
+def samples(case: Case, rounds: int = 15, seconds: float = 0.02, at_most: float = 20.0) -> dict[str, list[float]]:
+    """Seconds per call: in every round each candidate runs for about ``seconds``, in an order that rotates.
+
+    A case that is slow gets fewer rounds, but at least three, once it has taken ``at_most`` seconds.
+    """
     names = list(case.candidates)
     repeats = {}
     for name in names:
@@ -103,8 +107,11 @@ def samples(case: Case, rounds: int = 15, seconds: float = 0.02) -> dict[str, li
     found: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.disable()
+    started = time.monotonic()
     try:
         for turn in range(rounds):
+            if turn >= 3 and time.monotonic() - started > at_most:
+                break
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 found[name].append(machine.timed(case.candidates[name], repeats[name], case.device))
     finally:
@@ -153,6 +160,7 @@ def save(op: str, cases: Sequence[Mapping], folder: str | os.PathLike | None = N
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": machine.versions(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),  # processes that wanted a core, ours included: above that, mistrust
         "cases": list(cases),
     }
     path = folder / f"{op}-{run['commit']}.json"
@@ -166,7 +174,9 @@ def commit() -> str:
     """Short hash of the measured tree, "-dirty" when it has changes outside the results; "unknown" without git."""
     root = RESULTS.parents[1]
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        )
         command = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md"]
         changes = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -179,10 +189,15 @@ def devices() -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def run_all(op: str, cases: Callable[[str], Iterable[Case]], folder: str | os.PathLike | None = None) -> list[dict]:
-    """Measure and save every case on every device; returns the summaries."""
+def run_all(
+    op: str,
+    cases: Callable[[str], Iterable[Case]],
+    folder: str | os.PathLike | None = None,
+    only: str | None = None,
+) -> list[dict]:
+    """Measure and save every case on every device, or on one; returns the summaries."""
     found: list[dict] = []
-    for device in devices():
+    for device in [only] if only else devices():
         results = [measure(case) for case in cases(device)]
         save(op, results, folder)
         found += results
@@ -190,7 +205,7 @@ def run_all(op: str, cases: Callable[[str], Iterable[Case]], folder: str | os.Pa
 
 
 def as_test(op: str, cases: Callable[[str], Iterable[Case]]) -> Callable:
-    """A pytest-benchmark test: runs :func:`run_all` and shows our call of the first case in pytest-benchmark's table."""
+    """A pytest-benchmark test: :func:`run_all`, then our call of the first case for pytest-benchmark's table."""
 
     def test(benchmark) -> None:
         results = run_all(op, cases)
@@ -217,6 +232,7 @@ def main(op: str, cases: Callable[[str], Iterable[Case]]) -> None:
     parser = argparse.ArgumentParser(description=f"Benchmark {op} and save the run under benchmarks/results.")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--out", metavar="FOLDER", help="save there instead")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="measure on this one only")
     arguments = parser.parse_args()
-    results = run_all(op, cases, arguments.out)
+    results = run_all(op, cases, arguments.out, arguments.device)
     print(json.dumps(results, indent=1) if arguments.json else "\n".join(line(op, result) for result in results))

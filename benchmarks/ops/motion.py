@@ -44,7 +44,10 @@ def cases(device: str) -> Iterator[Case]:
             name=f"{name}, forward + backward",
             shapes={"x": shape},
             candidates={key: _both(function, x, grad) for key, function in implementations.items()},
-            truth=lambda x=x, g=grad: [reference.motion(x.double(), 1, True), reference.motion_grad(g.double(), 1, True)],
+            truth=lambda x=x, g=grad: [
+                reference.motion(x.double(), 1, True),
+                reference.motion_grad(g.double(), 1, True),
+            ],
             flops=2 * x.numel(),
             bytes=4 * x.nbytes,
             device=device,

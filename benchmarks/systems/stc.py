@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import harness
 from benchmarks.baselines.stc import FieldSTC, copy_system, load_batch
 from benchmarks.systems.profile import profiled_step
 from slrfast.data import PoseBatch
 from slrfast.systems import STC, STCConfig
 from slrfast.systems.stc import View
 
-BATCH, FRAMES_PER_CLIP = 8, 90
-FLOPS_PER_FRAME = 203.8e6  # forward, one stream, dense form
-STEP_FLOPS = BATCH * 64 * FLOPS_PER_FRAME * 8  # two streams; query forward and backward (3), key forward (1)
+BATCH, FRAMES_PER_CLIP, ROUNDS = 8, 90, 3
+PASSES = 8  # two streams, each the query's forward and backward (3 forwards) and the key's forward
+STEP_FLOPS = PASSES * BATCH * 64 * 203.8e6  # per frame, in the dense form
+STEP_BYTES = PASSES * BATCH * 64 * 11.4e9 / 4096  # a fully fused forward moves 11.4 GB for 4096 frames
 
 
 def _field_inputs(view: View) -> dict[str, Tensor]:
@@ -107,22 +109,61 @@ def slrfast_step(system: STC, batch: PoseBatch) -> Callable[[], dict[str, float]
     )
 
 
-def measure(rounds: int = 3) -> dict[str, dict[str, float]]:
-    """Median seconds per phase for both implementations, rounds interleaved after one warm-up of each."""
+def cases(device: str) -> list[dict]:
+    """The measured step as a list of one result: medians over interleaved rounds, after one warm-up of each."""
     torch.manual_seed(0)
+    error = correctness()
+    if not error <= 1e-4:
+        raise harness.WrongAnswer(f"the training step differs from the field-style step by {error:.3g}")
     config = STCConfig.paper(batch_size=BATCH)
     batch = PoseBatch.random(BATCH, min_frames=FRAMES_PER_CLIP, max_frames=FRAMES_PER_CLIP)
     clips = [
         (xy.numpy(), confidence.numpy())
         for xy, confidence in zip(batch.xy.split(FRAMES_PER_CLIP), batch.confidence.split(FRAMES_PER_CLIP), strict=True)
     ]
-    steps = {"field": field_step(FieldSTC(config), clips), "slrfast": slrfast_step(STC(config), batch)}
+    steps = {"slrfast": slrfast_step(STC(config), batch), "eager": field_step(FieldSTC(config), clips)}
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
+    for turn in range(ROUNDS + 1):
         for name, step in steps.items():
             seconds = step()
             if turn:
                 samples[name].append(seconds)
-    return {
-        name: {phase: statistics.median(s[phase] for s in runs) for phase in runs[0]} for name, runs in samples.items()
-    }
+    case = harness.Case(
+        name=f"STC training step, B={BATCH}, T={config.frames}",
+        shapes={"views": [2, BATCH, config.frames, 49, 2]},
+        candidates={},
+        truth=list,
+        flops=STEP_FLOPS,
+        bytes=STEP_BYTES,
+        device=device,
+        phases={
+            name: {phase: statistics.median(run[phase] for run in runs) for phase in runs[0]}
+            for name, runs in samples.items()
+        },
+    )
+    totals = {name: [run["total"] for run in runs] for name, runs in samples.items()}
+    return [harness.summary(case, {"slrfast": error, "eager": 0.0}, totals)]
+
+
+def test_stc_step(benchmark) -> None:
+    results = cases("cpu")
+    harness.save("stc_step", results)
+    print("\n" + table(results[0]))
+    for name, seconds in results[0]["seconds"].items():
+        benchmark.extra_info[name] = seconds
+    config = STCConfig.paper(batch_size=BATCH)
+    benchmark.pedantic(slrfast_step(STC(config), PoseBatch.random(BATCH)), rounds=1)
+
+
+def table(result: dict) -> str:
+    """The phases of both implementations side by side, in seconds."""
+    lines = [harness.line("stc_step", result)]
+    ours, field = result["phases"]["slrfast"], result["phases"]["eager"]
+    lines += [f"  {phase:12s} slrfast {ours[phase]:7.3f} s   eager {field[phase]:7.3f} s" for phase in ours]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    measured = cases("cpu")
+    harness.save("stc_step", measured)
+    print(table(measured[0]))

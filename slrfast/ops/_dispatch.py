@@ -25,7 +25,7 @@ _chosen: dict[tuple[str, str, str | None], str] = {}
 
 
 def register(op: str, **table: tuple[str, ...]) -> None:
-    """Declare an op's backends, for example ``register("motion", cpu=("native", "reference"), cuda=("triton", "reference"))``."""
+    """Declare an op's backends, best first: ``register("motion", cpu=("native", "reference"), cuda=("triton",))``."""
     TABLES[op] = table
 
 
@@ -70,7 +70,9 @@ def _decide(op: str, device: str, forced: str | None) -> str:
     table = TABLES[op].get(device, ("reference",))
     if forced is not None:
         checks.choice("SLRFAST_BACKEND", NAMES, value=forced)
-        reason = f"{op} has no {forced} kernel for {device} tensors" if forced not in table else unavailable(forced, device)
+        reason = (
+            f"{op} has no {forced} kernel for {device} tensors" if forced not in table else unavailable(forced, device)
+        )
         if reason:
             raise BackendUnavailable(f"{op}: backend {forced!r} was forced but cannot run: {reason}")
         table = (forced,)

@@ -63,6 +63,8 @@ def augment(x: Tensor, confidence: Tensor, plan: AugmentTensors) -> tuple[Tensor
     (tensor([[[[0., 1.]]]]), tensor([[[1.]]]))
     """
     op = "augment"
+    if not isinstance(plan, AugmentTensors):
+        raise TypeError(checks.message(op, "plan", "be an AugmentTensors", type(plan).__name__))
     sizes = checks.shapes(
         op,
         x=(x, "B T V 2"),

@@ -41,6 +41,8 @@ def graph_conv(x: Tensor, weight: Tensor, bias: Tensor | None, graph: SkeletonGr
     tensor([3., 3.])
     """
     op = "graph_conv"
+    if not isinstance(graph, SkeletonGraph):
+        raise TypeError(checks.message(op, "graph", "be a slrfast.graphs.SkeletonGraph", type(graph).__name__))
     patterns = dict(x="R V Cin", weight="P Cin Cout", bias="P Cout")
     tensors = {name: t for name, t in (("x", x), ("weight", weight), ("bias", bias)) if t is not None}
     sizes = checks.shapes(op, **{name: (tensor, patterns[name]) for name, tensor in tensors.items()})

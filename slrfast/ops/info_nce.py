@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,26 @@ torch.library.register_fake("slrfast::info_nce", _fake, lib=_library)
 # ---- public; the gradient that the op returns is attached by _losses.attach -----------------------------------------
 
 
+@overload
+def info_nce(
+    query: Tensor,
+    positive: Tensor,
+    bank: Tensor,
+    *,
+    temperature: float = ...,
+    reduction: str = ...,
+    return_rank: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def info_nce(
+    query: Tensor,
+    positive: Tensor,
+    bank: Tensor,
+    *,
+    temperature: float = ...,
+    reduction: str = ...,
+    return_rank: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def info_nce(
     query: Tensor,
     positive: Tensor,

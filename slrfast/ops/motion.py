@@ -42,7 +42,12 @@ def _triton_grad(grad: Tensor, interval: int, backward: bool) -> Tensor:
 # Triton runs on CPU tensors only under TRITON_INTERPRET=1 and only when it is asked for.
 _dispatch.register("motion", cpu=("native", "reference", "triton"), cuda=("triton", "cuda", "reference"))
 _FORWARD = {"native": native.motion, "cuda": native.motion, "triton": _triton, "reference": reference.motion}
-_GRAD = {"native": native.motion_grad, "cuda": native.motion_grad, "triton": _triton_grad, "reference": reference.motion_grad}
+_GRAD = {
+    "native": native.motion_grad,
+    "cuda": native.motion_grad,
+    "triton": _triton_grad,
+    "reference": reference.motion_grad,
+}
 
 
 def _forward(x: Tensor, interval: int, backward: bool) -> Tensor:

@@ -59,7 +59,9 @@ class STCConfig:
         joint_weight, motion_weight, transfer_weight, consistency_weight: of the loss terms (Eq. 8).
         motion_direction: "backward" (Eq. 1) or "forward".
         motion_source: take the motion "before" the augmentation and resampling, or "after".
-        augmentation: "paper" or "legacy".
+        augmentation: "paper", whose ranges the paper does not state and the next line sets, or "legacy".
+        rotation, scale, drop_probability, drop_fraction, swap_probability: degrees to either side, factor, how often
+            which share of the joints is masked, how often the hands are swapped.
         min_crop, min_frames: the temporal crop keeps a fraction U[min_crop, 1] of the frames, at least min_frames.
         momentum: m of the key encoders.
         learning_rate, sgd_momentum, weight_decay: of SGD.
@@ -101,6 +103,11 @@ class STCConfig:
     motion_direction: str = "backward"
     motion_source: str = "before"
     augmentation: str = "paper"
+    rotation: float = 15.0
+    scale: tuple[float, float] = (0.8, 1.2)
+    drop_probability: float = 0.5
+    drop_fraction: float = 0.2
+    swap_probability: float = 0.5
     min_crop: float = 0.1
     min_frames: int = 32
     momentum: float = 0.99
@@ -135,7 +142,7 @@ class STCConfig:
 
     @classmethod
     def legacy(cls, **changes: Any) -> STCConfig:
-        """The authors' published code: total heads, neighbour consistency, forward motion, unit weights, graph defect."""
+        """The authors' published code: total heads, neighbour consistency, forward motion, weights, graph defect."""
         return replace(
             cls(
                 input_eps=0.1, legacy_trunk_graph=True, total_head=True, consistency="neighbors",
@@ -254,6 +261,15 @@ class STC(Pretrained):
     def __init__(self, config: STCConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or STCConfig()
+        self.augment_plan = AugmentPlan.legacy()
+        if config.augmentation == "paper":
+            self.augment_plan = AugmentPlan(
+                (-config.rotation, config.rotation),
+                config.scale,
+                joint_probability=config.drop_probability,
+                joint_fraction=config.drop_fraction,
+                swap_probability=config.swap_probability,
+            )
         part_size = config.part_bank_size or config.bank_size
         sizes = {"hand": part_size, "trunk": part_size} | ({"total": config.bank_size} if config.total_head else {})
         dtype = getattr(torch, config.bank_dtype)
@@ -372,7 +388,7 @@ class STC(Pretrained):
         keep = (config.min_crop + (1 - config.min_crop) * fraction) * lengths
         keep = keep.long().clamp(min=config.min_frames).minimum(lengths)
         start = (position * (lengths - keep + 1)).long()
-        plan = getattr(AugmentPlan, config.augmentation)().draw(len(lengths), generator=generator, device=device)
+        plan = self.augment_plan.draw(len(lengths), generator=generator, device=device)
         return self._resampled(batch, start, keep, plan)
 
     def _resampled(self, batch: PoseBatch, start: Tensor, length: Tensor, plan: ops.AugmentTensors | None) -> View:

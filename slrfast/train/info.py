@@ -33,7 +33,9 @@ def collect() -> dict:
         "threads": {"torch": torch.get_num_threads(), "cores": os.cpu_count(), "openmp_runtimes": _openmp_runtimes()},
         "gpu": _gpus(),
         "forced": {key: os.environ[key] for key in ("SLRFAST_BACKEND", "SLRFAST_CPU_ISA") if os.environ.get(key)},
-        "ops": {op: {device: _backend(op, device) for device in _dispatch.TABLES[op]} for op in sorted(_dispatch.TABLES)},
+        "ops": {
+            op: {device: _backend(op, device) for device in _dispatch.TABLES[op]} for op in sorted(_dispatch.TABLES)
+        },
     }
 
 

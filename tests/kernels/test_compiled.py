@@ -72,7 +72,9 @@ def test_cuda_kernels_do_not_spill():
         pytest.skip(f"CUDA {native.build_info()['cuda']}")
     found = resources(native.LIBRARY.__file__)
     architectures = native.build_info()["cuda"].count("sm_")
-    assert len(found) == 13 * architectures  # packs of 16 bytes down to one element: 4 for a half type, 3, and 2 for double
+    assert (
+        len(found) == 13 * architectures
+    )  # packs of 16 bytes down to one element: 4 for a half type, 3, and 2 for double
     assert [(name, usage) for name, usage in found if usage["LOCAL"] or usage["STACK"]] == []
 
 
@@ -81,8 +83,19 @@ def test_triton_kernels_in_the_interpreter(op):
     """The op's own tests, with Triton's CPU interpreter as the backend, in a process of its own."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu-triton", str(ROOT / f"tests/ops/test_{op}.py")]
-    got = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "cpu-triton",
+        str(ROOT / f"tests/ops/test_{op}.py"),
+    ]
+    got = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert got.returncode == 0, got.stdout
     assert re.search(r"\d+ passed", got.stdout) and "skipped" not in got.stdout
 

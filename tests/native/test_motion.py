@@ -62,7 +62,9 @@ def test_equals_loops(library, dtype, gradient):
         x = encode(random.normal(size=shape).astype(np.float64 if dtype == F64 else np.float32), dtype)
         for interval, direction in itertools.product((1, 2, 4, 5, 2**62), (BACKWARD, FORWARD)):
             got = call(library, x, dtype, interval, direction, gradient)
-            np.testing.assert_array_equal(decode(got, dtype), decode(expected(x, dtype, interval, direction, gradient), dtype))
+            np.testing.assert_array_equal(
+                decode(got, dtype), decode(expected(x, dtype, interval, direction, gradient), dtype)
+            )
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
@@ -77,7 +79,9 @@ def test_every_half_value_survives(library, dtype):
 def test_half_results_are_rounded_to_nearest_even(library, dtype):
     random = np.random.default_rng(1)
     bits = random.integers(0, 2**16, size=(1, 2, 200_003), dtype=np.uint16)
-    bits[0, 1] ^= random.integers(0, 64, size=200_003, dtype=np.uint16) * bits[0, 0]  # neighbours too: exact cancellation
+    bits[0, 1] ^= (
+        random.integers(0, 64, size=200_003, dtype=np.uint16) * bits[0, 0]
+    )  # neighbours too: exact cancellation
     x = bits.view(STORED[dtype])
     with np.errstate(invalid="ignore", over="ignore"):
         want = decode(encode(decode(x[0, 1], dtype) - decode(x[0, 0], dtype), dtype), dtype)
@@ -105,7 +109,9 @@ def test_results_written_past_the_caches(library, dtype, offset):
     library.motion_cpu(dtype, x.ctypes.data, y.ctypes.data, *x.shape, 1, BACKWARD, 2)
     for chosen in (0, rows // 2, rows - 1):
         part = slice(chosen, chosen + 1)
-        np.testing.assert_array_equal(decode(y[part], dtype), decode(expected(x[part], dtype, 1, BACKWARD, False), dtype))
+        np.testing.assert_array_equal(
+            decode(y[part], dtype), decode(expected(x[part], dtype, 1, BACKWARD, False), dtype)
+        )
     assert not np.isnan(decode(y, dtype)).any()
 
 
@@ -119,7 +125,17 @@ def test_more_than_two_to_the_31_elements(library):
     assert y[0, -4:, 0].tolist() == [0.0, 1.0, 3.0, 6.0] and y[0, :2, 0].tolist() == [0.0, 0.0]
 
 
-GOOD = {"dtype": F32, "x": 64, "y": 4096, "outer": 2, "frames": 3, "row": 4, "interval": 1, "direction": 0, "threads": 1}
+GOOD = {
+    "dtype": F32,
+    "x": 64,
+    "y": 4096,
+    "outer": 2,
+    "frames": 3,
+    "row": 4,
+    "interval": 1,
+    "direction": 0,
+    "threads": 1,
+}
 
 
 @pytest.mark.parametrize("function", ["motion_cpu", "motion_grad_cpu", "motion_cuda", "motion_grad_cuda"])

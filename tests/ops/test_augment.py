@@ -189,3 +189,5 @@ def test_errors_of_the_clips(draw):
         ops.augment(x, confidence[:, :5], plan)
     with pytest.raises(TypeError, match="augment: x must be float64, float32, bfloat16 or float16, got torch.int64"):
         ops.augment(x.long(), confidence, plan)
+    with pytest.raises(TypeError, match="augment: plan must be an AugmentTensors, got tuple"):
+        ops.augment(x, confidence, tuple(plan))

@@ -176,3 +176,8 @@ X, W, B = torch.zeros(3, 2, 5), torch.zeros(4, 5, 6), torch.zeros(4, 6)
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=re.escape(f"graph_conv: {message}")):
         ops.graph_conv(*arguments, PAIR)
+
+
+def test_graph_of_another_type():
+    with pytest.raises(TypeError, match="graph_conv: graph must be a slrfast.graphs.SkeletonGraph, got ndarray"):
+        ops.graph_conv(X, W, B, PAIR.dense())

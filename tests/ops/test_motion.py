@@ -182,7 +182,8 @@ def test_captured_in_a_cuda_graph(name):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (2, 1, 1), (507, 1, 1), (1, 3, 252, 1), (2, 2, 2, 123, 1), (0, 5, 3, 2), (2, 0, 3, 2), (2, 5, 0, 2)]
+    "shape",
+    [(1, 1, 1), (2, 1, 1), (507, 1, 1), (1, 3, 252, 1), (2, 2, 2, 123, 1), (0, 5, 3, 2), (2, 0, 3, 2), (2, 5, 0, 2)],
 )
 def test_ragged_sizes(device, randn, shape):
     x = randn(*shape, device=device, requires_grad=True)

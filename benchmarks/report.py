@@ -1,0 +1,108 @@
+"""Render benchmarks/results/*/*.json as Markdown between the markers in README.md: ``python -m benchmarks.report``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.harness import OURS, RESULTS
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+README = RESULTS.parents[1] / "README.md"
+
+
+def newest(results: Path) -> dict[str, list[dict]]:
+    """Machine -> the newest run of every op, sorted by op."""
+    runs: dict[tuple[str, str], dict] = {}
+    for path in sorted(results.glob("*/*.json")):
+        run = json.loads(path.read_text())
+        key = run["machine"], run["op"]
+        if key not in runs or run["date"] > runs[key]["date"]:
+            runs[key] = run
+    machines: dict[str, list[dict]] = {}
+    for (machine, _), run in sorted(runs.items()):
+        machines.setdefault(machine, []).append(run)
+    return machines
+
+
+def render(machines: Mapping[str, Sequence[Mapping]]) -> str:
+    """One section per machine: a row per case, and a table of phases where a run has them."""
+    sections = [_section(machine, runs) for machine, runs in machines.items()]
+    return "\n\n".join(sections) if sections else "No results have been recorded yet."
+
+
+def _section(machine: str, runs: Sequence[Mapping]) -> str:
+    lines = [
+        f"### {machine}",
+        "",
+        "Median time of a call; in brackets how much faster (or slower, below 1) slrfast is in the same run.",
+        "",
+        "| op | case | slrfast | against | x floor | error | commit |",
+        "|---|---|--:|---|--:|--:|---|",
+    ]
+    for run in runs:
+        for case in run["cases"]:
+            ours = case["seconds"][OURS]
+            others = ", ".join(
+                f"{name} {duration(seconds)} ({seconds / ours:.2f}x)"
+                for name, seconds in case["seconds"].items()
+                if name != OURS
+            )
+            lines.append(
+                f"| {run['op']} | {case['name']} {_shapes(case['shapes'])} | {duration(ours)} | {others} "
+                f"| {case['times_floor'][OURS]:.1f} | {case['error'][OURS]:.0e} | {run['commit']} |"
+            )
+    for run in runs:
+        for case in run["cases"]:
+            if case.get("phases"):
+                lines += ["", f"{run['op']}, {case['name']}, by phase:", "", *_phases(case["phases"])]
+    versions = runs[-1]["versions"]
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "python") if name in versions)
+    return "\n".join([*lines, "", f"{shown}; {runs[-1]['threads']} CPU threads."])
+
+
+def _phases(phases: Mapping[str, Mapping[str, float]]) -> list[str]:
+    names = list(phases)
+    rows = [f"| phase | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
+    for phase in phases[names[0]]:
+        rows.append(f"| {phase} | {' | '.join(duration(phases[name][phase]) for name in names)} |")
+    return rows
+
+
+def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def insert(text: str, tables: str) -> str:
+    """``text`` with everything between the markers replaced."""
+    head, found_begin, rest = text.partition(BEGIN)
+    _, found_end, tail = rest.partition(END)
+    if not (found_begin and found_end):
+        raise ValueError(f"README.md must contain {BEGIN} and, after it, {END}")
+    return f"{head}{BEGIN}\n{tables}\n{END}{tail}"
+
+
+def main() -> int:
+    """Rewrite README.md, or with --check only say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is out of date")
+    before = README.read_text()
+    after = insert(before, render(newest(RESULTS)))
+    if parser.parse_args().check:
+        return int(before != after)
+    README.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

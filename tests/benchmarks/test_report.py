@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from benchmarks import report
+
+CASE = {
+    "name": "paper",
+    "shapes": {"x": [64, 2]},
+    "seconds": {"slrfast": 2e-5, "eager": 1e-4, "torch.compile": 1e-5},
+    "times_floor": {"slrfast": 1.23},
+    "error": {"slrfast": 1e-7},
+}
+
+
+def write(folder, op, commit, date, **case):
+    run = {"op": op, "machine": "cpu-x", "commit": commit, "date": date, "threads": 2, "versions": {"torch": "2.13"}}
+    path = folder / "cpu-x" / f"{op}-{commit}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**run, "cases": [{**CASE, **case}]}))
+
+
+def test_newest_run_of_every_op_with_wins_and_losses(tmp_path):
+    write(tmp_path, "motion", "new", "2026-02-01T00:00:00+00:00")
+    write(tmp_path, "motion", "old", "2026-01-01T00:00:00+00:00")
+    write(tmp_path, "step", "one", "2026-01-01T00:00:00+00:00", phases={"slrfast": {"gcn": 2.0}, "eager": {"gcn": 3.5}})
+    text = report.render(report.newest(tmp_path))
+    assert text.count("### cpu-x") == 1 and "| old |" not in text
+    row = "| motion | paper x [64, 2] | 20 us | eager 100 us (5.00x), torch.compile 10 us (0.50x) | 1.2 | 1e-07 | new |"
+    assert row in text
+    assert "| phase | slrfast | eager |" in text and "| gcn | 2 s | 3.5 s |" in text
+
+
+def test_only_the_text_between_the_markers_changes():
+    text = f"a\n{report.BEGIN}\nstale\n{report.END}\nb\n"
+    assert report.insert(text, "fresh") == f"a\n{report.BEGIN}\nfresh\n{report.END}\nb\n"
+    assert report.insert(report.insert(text, "fresh"), "fresh") == report.insert(text, "fresh")
+    for broken in ("no markers", f"{report.END} {report.BEGIN}"):
+        with pytest.raises(ValueError, match="must contain"):
+            report.insert(broken, "fresh")
+
+
+def test_nothing_recorded(tmp_path):
+    assert report.render(report.newest(tmp_path)) == "No results have been recorded yet."
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.0000123, "12.3 us"), (0.00456, "4.56 ms"), (7.0, "7 s")])
+def test_duration(seconds, text):
+    assert report.duration(seconds) == text
