@@ -11,13 +11,16 @@ from torch import Tensor
 from slrfast.graphs import SkeletonGraph
 
 
-@torch.compiler.assume_constant_result
 def graph_tensors(graph: SkeletonGraph, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """The adjacency as one matrix per order, [V * P, V] and [V, V * P], and its column sums [V, P].
 
     Made once per device and dtype, outside any CUDA graph capture; a constant under ``torch.compile``.
     """
     return _graph_tensors(graph, device, dtype)
+
+
+# torch.compiler.assume_constant_result(graph_tensors), without its import of the whole compiler
+graph_tensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)
