@@ -1,4 +1,4 @@
-# Everything runs in .venv; the only prerequisites are Python >= 3.10, a C++ compiler and make.
+# Everything runs in .venv; the only prerequisites are Python >= 3.11, a C++ compiler and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

@@ -67,8 +67,7 @@ class PartGCN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, v, c = x.shape
-        x = x.permute(0, 1, 2, 3).contiguous().view(b * t, v * c)
-        x = self.data_bn(x).view(b * t, v, c).permute(0, 2, 1).contiguous().unsqueeze(2)
+        x = self.data_bn(x.reshape(b * t, v * c)).view(b * t, v, c).permute(0, 2, 1).contiguous().unsqueeze(2)
         for block in self.blocks[:3]:
             x = block(x)
         x = torch.cat([F.max_pool2d(x[..., part], (1, len(part))) for part in self.parts], -1)
@@ -293,7 +292,7 @@ def copy_encoder(source: STCEncoder, target: FieldEncoder) -> None:
 def _renamed(source: STCEncoder) -> list[tuple[str, Tensor]]:
     out: list[tuple[str, Tensor]] = []
 
-    def norm(name: str, module: nn.Module) -> None:
+    def same(name: str, module: nn.Module) -> None:
         out.extend((f"{name}.{key}", value) for key, value in module.state_dict().items())
 
     def dense(name: str, module: nn.Module, dims: int = 2) -> None:
@@ -302,7 +301,7 @@ def _renamed(source: STCEncoder) -> list[tuple[str, Tensor]]:
 
     for part in ("hand", "trunk"):
         gcn = getattr(source, f"{part}_gcn")
-        norm(f"{part}_gcn.data_bn", gcn.input_norm)
+        same(f"{part}_gcn.data_bn", gcn.input_norm)
         for i, block in enumerate(gcn.blocks):
             name, conv = f"{part}_gcn.blocks.{i}", block.spatial[0]
             weight = conv.weight.transpose(1, 2).flatten(0, 1)
@@ -310,38 +309,38 @@ def _renamed(source: STCEncoder) -> list[tuple[str, Tensor]]:
                 (f"{name}.gcn.conv.weight", weight[..., None, None]),
                 (f"{name}.gcn.conv.bias", conv.bias.flatten()),
             ]
-            norm(f"{name}.tcn.0", block.spatial[1])
+            same(f"{name}.tcn.0", block.spatial[1])
             dense(f"{name}.tcn.3", block.pointwise[0], 4)
-            norm(f"{name}.tcn.4", block.pointwise[1])
+            same(f"{name}.tcn.4", block.pointwise[1])
             if isinstance(block.residual, nn.Sequential):
                 dense(f"{name}.residual.0", block.residual[0], 4)
-                norm(f"{name}.residual.1", block.residual[1])
+                same(f"{name}.residual.1", block.residual[1])
         dense(f"{part}_gcn.fc.0", gcn.output[0], 3)
-        norm(f"{part}_gcn.fc.1", gcn.output[1])
+        same(f"{part}_gcn.fc.1", gcn.output[1])
         for i, block in enumerate(getattr(source, f"{part}_temporal")):
             name = f"{part}_tcn.{i}"
             for theirs, ours in (
                 ("a.0", block.wide),
-                ("b.0", block.narrow),
-                ("b.2", block.narrow_again),
+                ("b.0", block.narrow1),
+                ("b.2", block.narrow2),
                 ("join.0", block.join[0]),
             ):
-                norm(f"{name}.{theirs}", ours)
-            norm(f"{name}.join.1", block.join[1])
+                same(f"{name}.{theirs}", ours)
+            same(f"{name}.join.1", block.join[1])
         transformer = getattr(source, f"{part}_transformer")
-        norm(f"{part}_transformer.norm", transformer.norm)
+        same(f"{part}_transformer.norm", transformer.norm)
         for i, block in enumerate(transformer.blocks):
             name = f"{part}_transformer.layers.{i}"
             for letter, weight, bias in zip("qkv", block.qkv.weight.chunk(3), block.qkv.bias.chunk(3), strict=True):
                 out += [(f"{name}.{letter}.weight", weight), (f"{name}.{letter}.bias", bias)]
-            for theirs, ours in (("o", block.out), ("fc1", block.expand), ("fc2", block.contract)):
-                norm(f"{name}.{theirs}", ours)
-            norm(f"{name}.norm1", block.norm_attention)
-            norm(f"{name}.norm2", block.norm_ffn)
-        norm(f"{part}_score", getattr(source, f"{part}_pool").score)
+            for theirs, ours in (("o", block.out), ("fc1", block.ffn_in), ("fc2", block.ffn_out)):
+                same(f"{name}.{theirs}", ours)
+            same(f"{name}.norm1", block.norm_attention)
+            same(f"{name}.norm2", block.norm_ffn)
+        same(f"{part}_score", getattr(source, f"{part}_pool").score)
         head = getattr(source, f"{part}_head")
-        norm(f"{part}_fc.0", head.hidden)
-        norm(f"{part}_fc.2", head.output)
+        same(f"{part}_fc.0", head.hidden)
+        same(f"{part}_fc.2", head.output)
     return out
 
 

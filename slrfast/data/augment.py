@@ -65,9 +65,22 @@ class AugmentPlan:
         checks.require(apart, "AugmentPlan", "exclusive", "be True when matrix_probability > 0", self.exclusive)
 
     @classmethod
-    def paper(cls) -> AugmentPlan:
-        """Rotation within 15 degrees, scale 0.8 to 1.2; each half the time, 20 % of joints dropped, hands swapped."""
-        return cls((-15.0, 15.0), (0.8, 1.2), joint_probability=0.5, joint_fraction=0.2, swap_probability=0.5)
+    def paper(
+        cls,
+        rotation: float = 15.0,
+        scale: tuple[float, float] = (0.8, 1.2),
+        joint_probability: float = 0.5,
+        joint_fraction: float = 0.2,
+        swap_probability: float = 0.5,
+    ) -> AugmentPlan:
+        """STC's list: rotation to either side, scale, joints dropped, hands swapped; the ranges are ours."""
+        return cls(
+            (-rotation, rotation),
+            scale,
+            joint_probability=joint_probability,
+            joint_fraction=joint_fraction,
+            swap_probability=swap_probability,
+        )
 
     @classmethod
     def legacy(cls) -> AugmentPlan:

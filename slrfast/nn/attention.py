@@ -21,12 +21,12 @@ class TransformerBlock(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.expand = nn.Linear(dim, ffn)
-        self.contract = nn.Linear(ffn, dim)
+        self.ffn_in = nn.Linear(dim, ffn)
+        self.ffn_out = nn.Linear(ffn, dim)
         self.norm_attention = nn.LayerNorm(dim, eps=eps)
         self.norm_ffn = nn.LayerNorm(dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
-        for weight in (*self.qkv.weight.chunk(3), self.out.weight, self.expand.weight, self.contract.weight):
+        for weight in (*self.qkv.weight.chunk(3), self.out.weight, self.ffn_in.weight, self.ffn_out.weight):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class TransformerBlock(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)
         x = self.norm_attention(x + self.dropout(self.out(attended)))
-        return self.norm_ffn(x + self.dropout(self.contract(F.gelu(self.expand(x)))))
+        return self.norm_ffn(x + self.dropout(self.ffn_out(F.gelu(self.ffn_in(x)))))
 
 
 class PoseTransformer(nn.Module):

@@ -19,7 +19,8 @@ class MemoryBank(nn.Module):
         dim: D features.
         dtype: of the rows, float32 or bfloat16.
         normalize: scale keys to length one as they are written.
-        gather: write the keys of every process of the default torch.distributed group, so that all hold one bank.
+        gather: write the keys of every process of the default torch.distributed group, so that all hold one bank;
+            every process must pass as many keys.
         generator: of the initial rows.
     """
 
@@ -48,7 +49,7 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Overwrite the oldest rows with ``keys`` [B, D]; legal before the backward pass of a loss over the bank."""
-        if self.gather and torch.distributed.is_initialized():
+        if self.gather and torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [torch.empty_like(keys) for _ in range(torch.distributed.get_world_size())]
             torch.distributed.all_gather(parts, keys.contiguous())
             keys = torch.cat(parts)

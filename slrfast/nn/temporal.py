@@ -15,12 +15,12 @@ class TemporalBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.wide = nn.Conv1d(channels, channels, 5, padding=2)
-        self.narrow = nn.Conv1d(channels, channels, 3, padding=1)
-        self.narrow_again = nn.Conv1d(channels, channels, 3, padding=1)
+        self.narrow1 = nn.Conv1d(channels, channels, 3, padding=1)
+        self.narrow2 = nn.Conv1d(channels, channels, 3, padding=1)
         self.join = nn.Sequential(nn.Conv1d(2 * channels, channels, 1), nn.BatchNorm1d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C, T]."""
         wide = torch.relu(self.wide(x))
-        narrow = torch.relu(self.narrow_again(torch.relu(self.narrow(x))))
+        narrow = torch.relu(self.narrow2(torch.relu(self.narrow1(x))))
         return torch.relu(self.join(torch.cat((wide, narrow), 1)))

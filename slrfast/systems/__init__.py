@@ -1,6 +1,7 @@
 """The published systems, one file per paper."""
 
-from slrfast.systems.stc import STC, STCConfig
+from slrfast.systems.stc import STC
+from slrfast.systems.stc_config import STCConfig
 
 SYSTEMS = {"stc": STC}
 

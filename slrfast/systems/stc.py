@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,141 +28,9 @@ from slrfast.nn import (
     TemporalBlock,
 )
 from slrfast.systems.pretrained import Pretrained
+from slrfast.systems.stc_config import STCConfig
 
 RIGHT, LEFT, TRUNK = (graphs.layout(49).parts[part] for part in ("right_hand", "left_hand", "trunk"))
-
-
-@dataclass(frozen=True)
-class STCConfig:
-    """Everything that STC can be asked to be; the defaults are the paper's.
-
-    Args:
-        frames: T', frames per view after resampling.
-        streams: "joint", "motion" or both; knowledge transfer needs both.
-        gcn_channels: of the five blocks of each graph network.
-        dim: size of a frame's vector per part, and of the hand and trunk vectors.
-        embedding: D, size of the embeddings in the banks.
-        heads, layers, hand_ffn, trunk_ffn: of the transformers.
-        gcn_dropout, frame_dropout, transformer_dropout: probabilities.
-        input_eps: epsilon of the input normalisation.
-        legacy_trunk_graph: the authors' pooled trunk graph, in which the nose is isolated.
-        total_head: a third head on hand + trunk with a bank of its own (legacy); knowledge transfer then uses it.
-        normalize: scale embeddings to length one.
-        temperature: tau_c of InfoNCE.
-        consistency: "features" (Eq. 3) or "neighbors" (the authors' code).
-        consistency_temperature: tau_1 of Eq. 3.
-        teacher_temperature, student_temperature: tau_t and tau_s of Eq. 6.
-        bank_size, neighbors: N and K.
-        part_bank_size, part_neighbors: of the hand and trunk banks, where they differ; None takes N and K.
-        bank_dtype: "float32" or "bfloat16".
-        joint_weight, motion_weight, transfer_weight, consistency_weight: of the loss terms (Eq. 8).
-        motion_direction: "backward" (Eq. 1) or "forward".
-        motion_source: take the motion "before" the augmentation and resampling, or "after".
-        augmentation: "paper", whose ranges the paper does not state and the next line sets, or "legacy".
-        rotation, scale, drop_probability, drop_fraction, swap_probability: degrees to either side, factor, how often
-            which share of the joints is masked, how often the hands are swapped.
-        min_crop, min_frames: the temporal crop keeps a fraction U[min_crop, 1] of the frames, at least min_frames.
-        momentum: m of the key encoders.
-        learning_rate, sgd_momentum, weight_decay: of SGD.
-        milestones: epochs at which the learning rate falls to a tenth.
-        warmup: epochs of linear warm-up (none in the paper).
-        epochs, batch_size: of a full run.
-    """
-
-    frames: int = 64
-    streams: tuple[str, ...] = ("joint", "motion")
-    gcn_channels: tuple[int, ...] = (128, 128, 256, 512, 512)
-    dim: int = 512
-    embedding: int = 128
-    heads: int = 8
-    layers: int = 3
-    hand_ffn: int = 1536
-    trunk_ffn: int = 1024
-    gcn_dropout: float = 0.05
-    frame_dropout: float = 0.25
-    transformer_dropout: float = 0.1
-    input_eps: float = 1e-5
-    legacy_trunk_graph: bool = False
-    total_head: bool = False
-    normalize: bool = True
-    temperature: float = 0.07
-    consistency: str = "features"
-    consistency_temperature: float = 0.1
-    teacher_temperature: float = 0.05
-    student_temperature: float = 0.1
-    bank_size: int = 16384
-    neighbors: int = 8192
-    part_bank_size: int | None = None
-    part_neighbors: int | None = None
-    bank_dtype: str = "float32"
-    joint_weight: float = 0.5
-    motion_weight: float = 0.5
-    transfer_weight: float = 1.0
-    consistency_weight: float = 1.0
-    motion_direction: str = "backward"
-    motion_source: str = "before"
-    augmentation: str = "paper"
-    rotation: float = 15.0
-    scale: tuple[float, float] = (0.8, 1.2)
-    drop_probability: float = 0.5
-    drop_fraction: float = 0.2
-    swap_probability: float = 0.5
-    min_crop: float = 0.1
-    min_frames: int = 32
-    momentum: float = 0.99
-    learning_rate: float = 0.01
-    sgd_momentum: float = 0.9
-    weight_decay: float = 1e-4
-    milestones: tuple[int, ...] = (50, 100)
-    warmup: float = 0.0
-    epochs: int = 150
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "dim", "embedding", "bank_size", "min_frames", "batch_size"):
-            checks.require(getattr(self, name) >= 1, "STCConfig", name, "be >= 1", getattr(self, name))
-        known = self.streams in (("joint",), ("motion",), ("joint", "motion"))
-        checks.require(known, "STCConfig", "streams", "be 'joint', 'motion' or both in this order", self.streams)
-        checks.choice("STCConfig", ("features", "neighbors"), consistency=self.consistency)
-        checks.choice("STCConfig", ("backward", "forward"), motion_direction=self.motion_direction)
-        checks.choice("STCConfig", ("before", "after"), motion_source=self.motion_source)
-        checks.choice("STCConfig", ("paper", "legacy"), augmentation=self.augmentation)
-        checks.choice("STCConfig", ("float32", "bfloat16"), bank_dtype=self.bank_dtype)
-        checks.require(0 < self.min_crop <= 1, "STCConfig", "min_crop", "be in (0, 1]", self.min_crop)
-        checks.integer_between("STCConfig", 1, self.bank_size, neighbors=self.neighbors)
-        if self.part_neighbors is not None:
-            limit = self.part_bank_size or self.bank_size
-            checks.integer_between("STCConfig", 1, limit, part_neighbors=self.part_neighbors)
-
-    @classmethod
-    def paper(cls, **changes: Any) -> STCConfig:
-        """The paper's setting; keyword arguments change single fields."""
-        return replace(cls(), **changes)
-
-    @classmethod
-    def legacy(cls, **changes: Any) -> STCConfig:
-        """The authors' published code: total heads, neighbour consistency, forward motion, weights, graph defect."""
-        return replace(
-            cls(
-                input_eps=0.1, legacy_trunk_graph=True, total_head=True, consistency="neighbors",
-                part_bank_size=8192, part_neighbors=1024, joint_weight=1.0, motion_weight=1.0,
-                motion_direction="forward", motion_source="after", augmentation="legacy",
-                momentum=0.999, milestones=(100,),
-            ),
-            **changes,
-        )  # fmt: skip
-
-    @classmethod
-    def small(cls, **changes: Any) -> STCConfig:
-        """The paper's method in a size that two CPU cores train in minutes on a few hundred clips."""
-        return replace(
-            cls(
-                frames=32, gcn_channels=(32, 32, 64, 128, 128), dim=128, embedding=64, heads=4, layers=2,
-                hand_ffn=384, trunk_ffn=256, bank_size=512, neighbors=256, min_crop=0.5, min_frames=16,
-                learning_rate=0.03, epochs=60, milestones=(45,), batch_size=32,
-            ),
-            **changes,
-        )  # fmt: skip
 
 
 class View(NamedTuple):
@@ -263,15 +130,16 @@ class STC(Pretrained):
         self.config = config = config or STCConfig()
         self.augment_plan = AugmentPlan.legacy()
         if config.augmentation == "paper":
-            self.augment_plan = AugmentPlan(
-                (-config.rotation, config.rotation),
-                config.scale,
-                joint_probability=config.drop_probability,
-                joint_fraction=config.drop_fraction,
+            self.augment_plan = AugmentPlan.paper(
+                rotation=config.rotation,
+                scale=config.scale,
+                joint_probability=config.joint_probability,
+                joint_fraction=config.joint_fraction,
                 swap_probability=config.swap_probability,
             )
-        part_size = config.part_bank_size or config.bank_size
-        sizes = {"hand": part_size, "trunk": part_size} | ({"total": config.bank_size} if config.total_head else {})
+        sizes = {"hand": config.part_rows, "trunk": config.part_rows} | (
+            {"total": config.bank_size} if config.total_head else {}
+        )
         dtype = getattr(torch, config.bank_dtype)
 
         def banks() -> nn.ModuleDict:
@@ -290,9 +158,13 @@ class STC(Pretrained):
             batch: clips on the system's device.
             generator: of the augmentation, on the batch's device; None is torch's default generator.
         Returns:
-            Scalars: "loss" (Eq. 8) and, for stream s, "s/contrast" (Eq. 2), "s/consistency" (Eq. 3) and the two
+            Scalars, with gradient to the query encoders: "loss" (Eq. 8) and its unweighted terms: for stream s
+            "s/contrast" (Eq. 2, over all heads) and "s/consistency" (Eq. 3, or the neighbour form), and the two
             directions "joint_to_motion" and "motion_to_joint" of knowledge transfer (Eq. 6).
+        Raises:
+            TypeError, ValueError: the batch has another dtype or device than the system, or a clip without frames.
         """
+        self._check(batch)
         query, key = self.embed(*self.views(batch, generator))
         losses = self.losses(query, key)
         self.enqueue(key)
@@ -311,14 +183,16 @@ class STC(Pretrained):
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=next(iter(query.values())).hand.device)
         for s in config.streams:
-            terms[f"{s}/contrast"] = self._contrast(s, query[s], key[s])
-            terms[f"{s}/consistency"] = self._consistency(s, query[s], key[s])
-            single = terms[f"{s}/contrast"] + config.consistency_weight * terms[f"{s}/consistency"]
+            single = terms[f"{s}/contrast"] = self._contrast(s, query[s], key[s])
+            if config.consistency_weight:
+                terms[f"{s}/consistency"] = self._consistency(s, query[s], key[s])
+                single = single + config.consistency_weight * terms[f"{s}/consistency"]
             loss = loss + weights[s] * single
         if len(config.streams) == 2 and config.transfer_weight:
-            terms["joint_to_motion"] = self._transfer(key["joint"], query["motion"], "joint", "motion")
-            terms["motion_to_joint"] = self._transfer(key["motion"], query["joint"], "motion", "joint")
-            loss = loss + config.transfer_weight * (terms["joint_to_motion"] + terms["motion_to_joint"])
+            anchors = {s: self._anchors(s) for s in config.streams}
+            for a, b in (("joint", "motion"), ("motion", "joint")):
+                terms[f"{a}_to_{b}"] = self._transfer(key[a], query[b], anchors[a], anchors[b])
+                loss = loss + config.transfer_weight * terms[f"{a}_to_{b}"]
         return {"loss": loss, **terms}
 
     def enqueue(self, key: dict[str, Parts]) -> None:
@@ -344,29 +218,33 @@ class STC(Pretrained):
                 key.trunk, query.hand, temperature=temperature
             )
         hand, trunk = self.banks[stream]["hand"].features, self.banks[stream]["trunk"].features
-        return self._neighbor_kl(key.hand, hand, query.trunk, trunk, config.part_neighbors) + self._neighbor_kl(
-            key.trunk, trunk, query.hand, hand, config.part_neighbors
+        return self._neighbor_kl(key.hand, hand, query.trunk, trunk, config.part_nearest) + self._neighbor_kl(
+            key.trunk, trunk, query.hand, hand, config.part_nearest
         )
 
-    def _transfer(self, teacher: Parts, student: Parts, source: str, target: str) -> Tensor:
-        """Eq. 6: the student's similarities follow the teacher's over the teacher's K nearest anchors."""
+    def _transfer(self, teacher: Parts, student: Parts, source: Tensor, target: Tensor) -> Tensor:
+        """Eq. 6: the student's similarities to its anchors follow the teacher's, over the teacher's K nearest."""
         if self.config.total_head:
             assert teacher.total is not None and student.total is not None
-            banks = (self.banks[source]["total"].features, self.banks[target]["total"].features)
-            return self._neighbor_kl(teacher.total, banks[0], student.total, banks[1])
+            return self._neighbor_kl(teacher.total, source, student.total, target, self.config.neighbors)
         return self._neighbor_kl(
-            teacher.hand + teacher.trunk, self._anchors(source), student.hand + student.trunk, self._anchors(target)
+            teacher.hand + teacher.trunk, source, student.hand + student.trunk, target, self.config.neighbors
         )
 
     def _anchors(self, stream: str) -> Tensor:
-        """Eq. 4: anchor i is the sum of the hand and trunk rows i, which are the same clip."""
-        return self.banks[stream]["hand"].features + self.banks[stream]["trunk"].features
+        """Eq. 4: anchor i is the sum of the hand and trunk rows i, which are the same clip (legacy: its own bank)."""
+        banks = self.banks[stream]
+        if self.config.total_head:
+            return banks["total"].features
+        hand, trunk = banks["hand"].features, banks["trunk"].features
+        wide = torch.promote_types(hand.dtype, torch.float32)
+        return hand.to(wide) + trunk.to(wide)
 
     def _neighbor_kl(
-        self, teacher: Tensor, teacher_bank: Tensor, student: Tensor, student_bank: Tensor, k: int | None = None
+        self, teacher: Tensor, teacher_bank: Tensor, student: Tensor, student_bank: Tensor, k: int
     ) -> Tensor:
         return ops.neighbor_kl(
-            teacher, teacher_bank, student, student_bank, k or self.config.neighbors,
+            teacher, teacher_bank, student, student_bank, k,
             teacher_temperature=self.config.teacher_temperature, student_temperature=self.config.student_temperature,
         )  # fmt: skip
 
@@ -383,7 +261,7 @@ class STC(Pretrained):
 
     def _view(self, batch: PoseBatch, generator: torch.Generator | None) -> View:
         config, device = self.config, batch.xy.device
-        lengths = batch.offsets.diff()
+        lengths = batch.lengths
         fraction, position = torch.rand((2, len(lengths)), generator=generator, device=device)
         keep = (config.min_crop + (1 - config.min_crop) * fraction) * lengths
         keep = keep.long().clamp(min=config.min_frames).minimum(lengths)
@@ -403,8 +281,9 @@ class STC(Pretrained):
         motion = frames[..., 3:]
         if plan is not None:
             if config.motion_source == "before":
-                still = plan._replace(center=torch.zeros_like(plan.center))
-                motion, _ = ops.augment(motion, confidence, still)
+                # a difference of positions has no origin, and none is missing: every joint is mapped, about zero
+                about_zero = plan._replace(center=torch.zeros_like(plan.center))
+                motion, _ = ops.augment(motion, torch.ones_like(confidence), about_zero)
             xy, confidence = ops.augment(xy, confidence, plan)
             visible = torch.where(plan.swap[:, None, None], visible.flip(-1), visible)
         if config.motion_source == "after":
@@ -421,21 +300,34 @@ class STC(Pretrained):
     def encode(self, batch: PoseBatch) -> Tensor:
         """Features of whole clips for downstream use, [B, dim] per stream, concatenated: hand vector + trunk vector.
 
-        The middle 95 % of every clip is resampled to ``frames``, without augmentation, in evaluation mode.
+        The middle 95 % of every clip is resampled to ``frames``, without augmentation, in evaluation mode; float32,
+        without gradient.
+
+        Raises:
+            TypeError, ValueError: as for :meth:`training_step`.
         """
-        lengths = batch.offsets.diff()
+        self._check(batch)
+        lengths = batch.lengths
         skip = (lengths * 0.025).long()
         view = self._resampled(batch, skip, lengths - 2 * skip, None)
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             parts = [self.query[s](_input(s, view), view.visible) for s in self.config.streams]
         finally:
-            self.train(was_training)
+            for module, training in modes:
+                module.training = training
         return torch.cat([hand + trunk for hand, trunk, _ in parts], -1).float()
 
+    def _check(self, batch: PoseBatch) -> None:
+        own = next(self.parameters())
+        same = batch.xy.device == own.device
+        rule = f"be on the system's device ({own.device})"
+        checks.require(same, "STC", "batch", rule, batch.xy.device, "use batch.to(device)")
+        checks.dtype("STC", own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
+
     def optimizer(self) -> torch.optim.Optimizer:
-        """SGD over the query encoders, as in the paper."""
+        """SGD with momentum over the query encoders, as in the paper; the weight decay is the authors' code's."""
         config = self.config
         parameters = [p for encoder in self.query.values() for p in encoder.parameters()]
         return torch.optim.SGD(parameters, config.learning_rate, config.sgd_momentum, weight_decay=config.weight_decay)

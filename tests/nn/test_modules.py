@@ -74,7 +74,7 @@ def test_transformer_block_equations():
     q, k, v = (y.view(2, 9, 4, 4).transpose(1, 2) for y in block.qkv(h).chunk(3, -1))
     attended = ((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).reshape(2, 9, 16)
     h = F.layer_norm(h + block.out(attended), (16,), eps=1e-12)
-    h = F.layer_norm(h + block.contract(F.gelu(block.expand(h))), (16,), eps=1e-12)
+    h = F.layer_norm(h + block.ffn_out(F.gelu(block.ffn_in(h))), (16,), eps=1e-12)
     torch.testing.assert_close(net(x), h)
 
 
@@ -133,3 +133,19 @@ def test_memory_bank_wraps_and_survives_the_state_dict():
 def test_memory_bank_refuses_no_rows():
     with pytest.raises(ValueError, match="MemoryBank: size must be >= 1, got 0"):
         MemoryBank(0, 3)
+
+
+def _enqueue_in_a_group(rank, folder):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    bank = MemoryBank(4, 2, gather=True, normalize=False, generator=torch.Generator().manual_seed(rank))
+    bank.enqueue(torch.full((2, 2), float(rank)))
+    torch.save(bank.features, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_gathered_banks_are_the_same_in_every_process(tmp_path):
+    torch.multiprocessing.spawn(_enqueue_in_a_group, (str(tmp_path),), nprocs=2)
+    expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)

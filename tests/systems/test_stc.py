@@ -228,6 +228,7 @@ def test_ablations():
     assert set(tiny(streams=("joint",)).training_step(batch())) == {"loss", "joint/contrast", "joint/consistency"}
     assert "motion_to_joint" not in tiny(transfer_weight=0.0).training_step(batch())
     without = tiny(consistency_weight=0.0, streams=("motion",)).training_step(batch(), seeded())
+    assert set(without) == {"loss", "motion/contrast"}
     torch.testing.assert_close(without["loss"], 0.5 * without["motion/contrast"])
 
 
@@ -259,6 +260,22 @@ def test_a_hand_that_is_never_seen_is_not_pooled():
         assert torch.equal(view.visible[..., 1].all(1), swapped) and torch.equal(view.visible[..., 0].all(1), ~swapped)
 
 
+def test_motion_is_mapped_like_the_positions_it_comes_from():
+    """The linear map acts on every motion vector, also where a joint is lost for a while."""
+    system = tiny(joint_probability=0.0, min_crop=1.0, frames=30, min_frames=30)
+    clips = PoseBatch.random(3, min_frames=30, max_frames=30)
+    view = system.views(clips, seeded())[0]
+    plan = system.augment_plan
+    torch.rand((2, 3), generator=(generator := seeded()))
+    drawn = plan.draw(3, generator=generator)
+    motion = torch.zeros(3, 30, 49, 2)
+    positions = clips.xy.view(3, 30, 49, 2)
+    motion[:, 1:] = positions[:, 1:] - positions[:, :-1]
+    expected = torch.einsum("bij,btvj->btvi", drawn.linear[:, 0], motion)
+    swapped = torch.where(drawn.swap[:, None, None, None], expected[:, :, drawn.swap_index], expected)
+    torch.testing.assert_close(view.motion, swapped)
+
+
 def test_legacy_motion_is_taken_after_augmentation():
     torch.manual_seed(0)
     system = STC(STCConfig.legacy(**{**TINY, "part_bank_size": 16, "part_neighbors": 5}))
@@ -273,6 +290,20 @@ def test_encode_is_deterministic_and_leaves_the_mode():
     assert features.shape == (4, 32) and features.dtype == torch.float32 and not features.requires_grad
     assert torch.equal(features, system.encode(batch())) and system.training
     assert tiny(streams=("joint",)).encode(batch()).shape == (4, 16)
+    system.query["joint"].hand_gcn.eval()  # as a user who freezes its statistics would
+    system.encode(batch())
+    assert not system.query["joint"].hand_gcn.blocks[0].training and system.training
+
+
+def test_a_batch_of_another_dtype_or_device_is_refused_in_one_sentence():
+    system = tiny()
+    for call in (system.training_step, system.encode):
+        with pytest.raises(TypeError, match="STC: batch.xy must be torch.float32, got torch.float64"):
+            call(double(batch()))
+        with pytest.raises(
+            ValueError, match=r"STC: batch must be on the system's device \(cpu\), got meta; use batch.to"
+        ):
+            call(batch().to("meta"))
 
 
 def test_losses_do_not_depend_on_what_else_the_graph_saved():
@@ -334,10 +365,17 @@ def test_damaged_checkpoints_are_named(tmp_path):
     ("changes", "sentence"),
     [
         ({"neighbors": 25}, r"STCConfig: neighbors must be in \[1, 24\], got 25"),
+        ({"part_bank_size": 5}, r"STCConfig: neighbors must be in \[1, 5\], got 9"),
+        ({"consistency": "neighbors", "part_neighbors": 0}, r"STCConfig: part_neighbors must be in \[1, 24\], got 0"),
+        ({"heads": 0}, "STCConfig: heads must be in"),
+        ({"temperature": 0.0}, "STCConfig: temperature must be finite and > 0, got 0.0"),
+        ({"transfer_weight": float("nan")}, "STCConfig: transfer_weight must be finite and >= 0, got nan"),
+        ({"gcn_dropout": 1.5}, r"STCConfig: gcn_dropout must be in \[0, 1\], got 1.5"),
+        ({"warmup": -1.0}, "STCConfig: warmup must be finite and >= 0, got -1.0"),
         ({"streams": ("joint", "bone")}, "STCConfig: streams must be 'joint', 'motion' or both"),
         ({"consistency": "none"}, "STCConfig: consistency must be one of 'features', 'neighbors', got 'none'"),
         ({"min_crop": 0.0}, r"STCConfig: min_crop must be in \(0, 1\], got 0.0"),
-        ({"frames": 0}, "STCConfig: frames must be >= 1, got 0"),
+        ({"frames": 0}, r"STCConfig: frames must be in \[1, 2147483648\], got 0"),
     ],
 )
 def test_bad_configs(changes, sentence):
