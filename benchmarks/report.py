@@ -9,16 +9,17 @@ from pathlib import Path
 
 from benchmarks.harness import OURS, RESULTS
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 README = RESULTS.parents[1] / "README.md"
 
 
-def newest(results: Path) -> dict[str, list[dict]]:
-    """Machine -> the newest run of every op, sorted by op."""
+def newest(results: Path, kind: str = "op") -> dict[str, list[dict]]:
+    """Machine -> the newest run of every op (or of every "demo"), sorted by name."""
     runs: dict[tuple[str, str], dict] = {}
     for path in sorted(results.glob("*/*.json")):
         run = json.loads(path.read_text())
-        key = run["machine"], run["op"]
+        if kind not in run:
+            continue
+        key = run["machine"], run[kind]
         if key not in runs or run["date"] > runs[key]["date"]:
             runs[key] = run
     machines: dict[str, list[dict]] = {}
@@ -63,6 +64,31 @@ def _section(machine: str, runs: Sequence[Mapping]) -> str:
     return "\n".join([*lines, "", f"{shown}; {runs[-1]['threads']} CPU threads."])
 
 
+def render_demos(machines: Mapping[str, Sequence[Mapping]]) -> str:
+    """Accuracies of every recorded demo."""
+    lines = []
+    for machine, runs in machines.items():
+        for run in runs:
+            results = run["results"]
+            minutes = (
+                f"{results['seconds'] / 60:.1f} min on {machine}, of which {results['pretraining_seconds'] / 60:.1f}"
+            )
+            lines += [
+                f"`--data {run['demo']}`: {results['test_clips']} test clips of {results['classes']} classes, "
+                f"{results['protocol']}; {minutes} pre-training; standard error "
+                f"{100 * results['standard_error']:.1f}; commit {run['commit']}.",
+                "",
+                "| network | classifier | top-1 | top-5 | top-1 per class | top-5 per class |",
+                "|---|---|--:|--:|--:|--:|",
+            ]
+            for row in results["rows"]:
+                keys = ("top1_instance", "top5_instance", "top1_class", "top5_class")
+                numbers = " | ".join(f"{100 * row[key]:.1f}" for key in keys)
+                lines.append(f"| {row['network']} | {row['classifier']} | {numbers} |")
+            lines.append("")
+    return "\n".join(lines).strip() or "No demo has been recorded yet."
+
+
 def _phases(phases: Mapping[str, Mapping[str, float]]) -> list[str]:
     names = list(phases)
     rows = [f"| phase | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
@@ -83,13 +109,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} us"
 
 
-def insert(text: str, tables: str) -> str:
-    """``text`` with everything between the markers replaced."""
-    head, found_begin, rest = text.partition(BEGIN)
-    _, found_end, tail = rest.partition(END)
+def insert(text: str, tables: str, name: str = "results") -> str:
+    """``text`` with everything between the markers of that name replaced."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, found_begin, rest = text.partition(begin)
+    _, found_end, tail = rest.partition(end)
     if not (found_begin and found_end):
-        raise ValueError(f"README.md must contain {BEGIN} and, after it, {END}")
-    return f"{head}{BEGIN}\n{tables}\n{END}{tail}"
+        raise ValueError(f"README.md must contain {begin} and, after it, {end}")
+    return f"{head}{begin}\n{tables}\n{end}{tail}"
 
 
 def main() -> int:
@@ -98,6 +125,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is out of date")
     before = README.read_text()
     after = insert(before, render(newest(RESULTS)))
+    after = insert(after, render_demos(newest(RESULTS, "demo")), "demo")
     if parser.parse_args().check:
         return int(before != after)
     README.write_text(after)

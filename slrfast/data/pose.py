@@ -128,8 +128,12 @@ def image_size(path: str, size: object) -> tuple[int, int] | None:
     """(width, height) as two integers; None for None."""
     if size is None:
         return None
-    with np.errstate(invalid="ignore"):
-        numbers = np.asarray(size, np.float64).reshape(-1)
+    try:
+        with np.errstate(invalid="ignore"):
+            numbers = np.asarray(size, np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        shown = repr(size)[:40]
+        raise PoseFileError(path, f"the image size must be two whole numbers (width, height), got {shown}") from None
     if numbers.shape != (2,) or not ((numbers >= 1) & (numbers <= 1e5) & (numbers == np.floor(numbers))).all():
         shown = ", ".join(f"{n:g}" for n in numbers[:4])
         raise PoseFileError(path, f"the image size must be two whole numbers (width, height), got ({shown})")

@@ -60,6 +60,14 @@ class PreprocessOptions:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("hand_threshold", "trunk_threshold", "arm_threshold", "visible_threshold"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(checks.message("PreprocessOptions", name, "be a number", type(value).__name__))
+            checks.require(math.isfinite(value), "PreprocessOptions", name, "be finite", value)
+        if self.bottom_margin is not None:
+            checks.integer_between("PreprocessOptions", -(1 << 20), 1 << 20, bottom_margin=self.bottom_margin)
+        image_size("PreprocessOptions", self.size)
         checks.positive("PreprocessOptions", box_scale=self.box_scale)
         checks.integer_between("PreprocessOptions", 1, 21, min_visible=self.min_visible)
         checks.integer_between("PreprocessOptions", 1, 1 << 20, max_frames=self.max_frames)

@@ -51,7 +51,7 @@ class Pretrained(nn.Module):
         try:
             fields = json.loads((folder / "config.json").read_text())
             tensors = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: cannot be read as a saved {cls.__name__} ({error})") from error
         if not isinstance(fields, dict) or fields.pop("system", None) != cls.__name__:
             raise CheckpointError(f"{folder / 'config.json'}: does not describe a {cls.__name__}")

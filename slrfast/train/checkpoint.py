@@ -75,11 +75,14 @@ def load_checkpoint(
     except RuntimeError as error:
         detail = " ".join(str(error).split())
         raise CheckpointError(f"{path}: is of another configuration than this run ({detail})") from error
+    weights = dict(system.named_parameters())
     state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in header["optimizer"].items()}
     for name, value in _under(tensors, "optimizer/").items():
         parameter, _, key = name.rpartition("/")
+        if parameter in weights and value.dim() and value.shape != weights[parameter].shape:
+            raise CheckpointError(f"{path}: the optimizer state {name!r} has the wrong shape {list(value.shape)}")
         state.setdefault(parameter, {})[key] = value
-    names = {parameter: name for name, parameter in system.named_parameters()}
+    names = {parameter: name for name, parameter in weights.items()}
     trained = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     unknown = sorted(set(state) - set(trained))
     if unknown:
@@ -95,12 +98,24 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: there is no checkpoint to go on from")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["slrfast"])
+            metadata = file.metadata() or {}
+            if "slrfast" not in metadata:
+                raise CheckpointError(f"{path}: is not a whole slrfast checkpoint (something else wrote it)")
+            header = json.loads(metadata["slrfast"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: is not a whole slrfast checkpoint ({error})") from error
+    if not isinstance(header, dict) or "format" not in header:
+        raise CheckpointError(f"{path}: is not a whole slrfast checkpoint (its header has no format)")
     if header["format"] != _FORMAT:
         raise CheckpointError(f"{path}: has format {header['format']}, this version reads format {_FORMAT}")
+    for key in ("progress", "optimizer"):
+        if not isinstance(header.get(key), dict):
+            raise CheckpointError(f"{path}: is not a whole slrfast checkpoint (its header has no {key})")
+    if not all(isinstance(values, dict) for values in header["optimizer"].values()):
+        raise CheckpointError(f"{path}: is not a whole slrfast checkpoint (the optimizer's scalars are no mappings)")
     return header, tensors
 
 
@@ -108,10 +123,13 @@ def _restore_generators(path: Path, tensors: dict[str, Tensor], generator: torch
     cuda = generator.device.type == "cuda"
     if cuda != ("rng/cuda" in tensors):
         raise CheckpointError(f"{path}: was written on another kind of device than {generator.device}")
-    generator.set_state(tensors["rng/views"])
-    torch.set_rng_state(tensors["rng/cpu"])
-    if cuda:
-        torch.cuda.set_rng_state(tensors["rng/cuda"], generator.device)
+    try:
+        generator.set_state(tensors["rng/views"])
+        torch.set_rng_state(tensors["rng/cpu"])
+        if cuda:
+            torch.cuda.set_rng_state(tensors["rng/cuda"], generator.device)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the state of a random generator is missing or damaged ({error})") from error
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

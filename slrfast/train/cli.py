@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,7 +26,7 @@ from slrfast.train.evaluate import evaluate_run
 from slrfast.train.loop import TrainingDiverged, pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.pictures import draw_embedding, draw_training, spread
-from slrfast.train.report import STOPPED, network_size, report_skipped, report_stop, speaker
+from slrfast.train.report import STOPPED, network_size, one_line, report_skipped, report_stop, speaker
 from slrfast.train.runs import write_json
 from slrfast.train.scoring import encode_dataset
 
@@ -49,6 +51,8 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that this terminal cannot show
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -73,10 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     except SlrfastError as error:
         return _complain(str(error))
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        if sys.__stdout__ is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        return STOPPED["SIGPIPE"]
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno in _DISK_FULL:
+            return _complain(f"{error.filename or 'a file'}: cannot be written ({error.strerror})")
+        if error.filename is None:
             raise
-        return _complain(f"{error.filename or 'a file'}: cannot be written ({error.strerror})")
+        return _complain(f"{error.filename}: cannot be used ({error.strerror})")
 
 
 def pretrain_command(argv: list[str]) -> int:
@@ -119,22 +129,27 @@ def _pretrain(options: TrainingOptions) -> int:
     options.check_run()
     values = options.values
     dataset = open_dataset(values["data"], values["split"], values["preprocess"].as_dict())
-    options.open_run()
-    report_skipped(dataset, options.run.skipped, say)
     system = build_system(values["name"], options.system, options.train.seed)
-    say(f"{options.command}: {len(dataset)} clips, {network_size(system)}; run folder {options.run.path}")
-    result = pretrain(system, dataset, options.train, options.run, resume=options.resume)
+
+    def start() -> None:
+        options.open_run()
+        report_skipped(dataset, options.run.skipped, say)
+        say(f"{options.command}: {len(dataset)} clips, {network_size(system)}; run folder {options.run.path}")
+
+    result = pretrain(system, dataset, options.train, options.run, resume=options.resume, on_start=start)
     if result.stopped_by:
         return report_stop(result, options, result.stopped_by)
+    metrics = options.run.read_metrics()
     results = {
         "run": str(options.run.path),
         **dataclasses.asdict(result),
         "clips": len(dataset),
         "skipped_files": len(dataset.skipped),
-        "last": options.run.read_metrics()[-1],
+        "last": metrics[-1] if metrics else None,
     }
     write_json(options.run.results, results)
-    draw_training(options.run, system, dataset)
+    if metrics:  # somebody may have deleted them
+        draw_training(options.run, system, dataset)
     some = spread(len(dataset))
     features = encode_dataset(system, dataset, some.tolist(), progress="embedding")
     labels = torch.tensor(dataset.labels)[some]
@@ -175,12 +190,12 @@ def evaluate_command(argv: list[str]) -> int:
     )
     say(text)
     if options.json:
-        print(json.dumps(results, ensure_ascii=False))
+        print(json.dumps(results))
     return 0
 
 
 def _complain(sentence: str) -> int:
-    print(f"slrfast: {sentence}", file=sys.stderr)
+    print(f"slrfast: {one_line(sentence)}", file=sys.stderr)
     return 2
 
 

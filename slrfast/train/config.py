@@ -62,8 +62,10 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise RunError(f"{name!r} is no device; use auto, cpu, cuda or cuda:<number>") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise RunError(f"{name!r} is no device; use auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(f"device {name!r} was asked for, but this machine has {torch.cuda.device_count()} usable GPUs")
     return device
@@ -71,20 +73,32 @@ def choose_device(name: str) -> torch.device:
 
 def system_config(name: str, values: Mapping[str, Any] | str) -> Any:
     """A system's config from the name of a preset or from all its values; RunError when a value is refused."""
-    config_class = SYSTEMS[name].Config
+    config_class: Any = SYSTEMS[name].Config
     if isinstance(values, str):
         return getattr(config_class, values)()
     try:
-        return config_class(**values)
+        return config_class(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        )  # YAML's lists
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
 
 
 def build_system(name: str, config: Any, seed: int) -> Any:
-    """The system with freshly drawn weights, a function of its config and the seed alone."""
+    """The system with freshly drawn weights, a function of its config and the seed alone.
+
+    Raises:
+        RunError: a value of the config fits no network.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SYSTEMS[name](config)
+        try:
+            return SYSTEMS[name](config)
+        except SlrfastError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RunError(f"{name} cannot be built with these --system options: {reason}") from error
 
 
 def load_system(name: str, folder: Path) -> Any:
@@ -96,6 +110,8 @@ def load_system(name: str, folder: Path) -> Any:
 
 def open_dataset(source: str, split: str | None = None, preprocess: Mapping[str, Any] | None = None) -> ClipDataset:
     """The clips behind ``--data``: "synthetic", "fingerspelling", or a folder or file that data.PoseDataset reads."""
+    if not source:
+        raise RunError("--data is empty; name a folder, an index file, 'synthetic' or 'fingerspelling'")
     try:
         options = PreprocessOptions(**(preprocess or {}))
     except (TypeError, ValueError) as error:
@@ -119,7 +135,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; RunError when there is none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        raise RunError(f"{path}: cannot be read as YAML (it is nested too deeply)") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise RunError(f"{path}: must hold a mapping of options, got {type(values).__name__}")

@@ -39,7 +39,7 @@ def demo(argv: Sequence[str]) -> int:
     folds = clips.folds(values["folds"])[: values["rounds"]]
     if not options.resume:
         options = _fit_to_time(options, dataset, len(folds), began)
-    options.open_run()
+        options.open_run()
     report_skipped(dataset, options.run.skipped, say)
     say(f"{len(dataset)} clips, {len(set(dataset.groups))} {kind}; run folder {options.run.path}")
 
@@ -183,5 +183,5 @@ def _report(
     say(f"Pre-training took {training / 60:.1f} min, everything {seconds / 60:.1f} min.")
     say(f"Run folder with numbers and pictures: {options.run.path}")
     if options.json:
-        print(json.dumps(results, ensure_ascii=False))
+        print(json.dumps(results))
     return 0

@@ -6,8 +6,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from slrfast import checks
 from slrfast.data import PoseBatch
 from slrfast.errors import CheckpointError, SlrfastError
 from slrfast.train.checkpoint import load_checkpoint, save_checkpoint
@@ -77,6 +78,7 @@ def pretrain(
     resume: bool = False,
     time_limit: float | None = None,
     progress: bool = True,
+    on_start: Callable[[], object] | None = None,
 ) -> PretrainResult:
     """Pre-train a system; on the CPU a stopped and resumed run equals an uninterrupted one bit for bit.
 
@@ -91,15 +93,21 @@ def pretrain(
         resume: go on from the folder's checkpoint.
         time_limit: seconds after which to save and stop, or None.
         progress: draw a progress bar on stderr.
+        on_start: called once everything has been checked and the checkpoint to resume read, before anything is written.
     Returns:
         How far it came.
     Raises:
-        RunError: fewer clips than one batch, or an unknown device. TrainingDiverged: a loss is not finite (the message
-        names step and term). CheckpointError: a checkpoint cannot be written, or read to resume.
+        RunError: fewer clips than one batch, an unknown device, or another process is training in the folder.
+        TrainingDiverged: a loss is not finite (the message names step and term).
+        CheckpointError: a checkpoint cannot be written, or read to resume.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     batch_size, epochs = system.config.batch_size, system.config.epochs
     clips = len(dataset)  # type: ignore[arg-type]
+    try:
+        checks.integer_between("pretrain", 1, 2**31 - 1, batch_size=batch_size, epochs=epochs)
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
     if clips < batch_size:
         raise RunError(f"the dataset has {clips} usable clips, fewer than one batch of {batch_size}; lower batch_size")
     if config.knn_every:
@@ -111,11 +119,17 @@ def pretrain(
     views = torch.Generator(device).manual_seed(config.seed)
     session = _Session(system, optimizer, views, folder, clips)
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _stop_signals() as caught:
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        caught = stack.enter_context(_stop_signals())
         torch.manual_seed(config.seed)
         if resume:
+            stack.enter_context(folder.locked())
             session.load()
-        else:
+        if on_start is not None:
+            on_start()
+        if not resume:
+            stack.enter_context(folder.locked())
             session.save()
         first, last = session.step, epochs * per_epoch
         start, earlier = time.perf_counter(), session.seconds
@@ -173,11 +187,16 @@ class _Session:
     def load(self) -> None:
         progress = load_checkpoint(self.folder.checkpoint, self.system, self.optimizer, self.views)
         for name, value in self._fixed().items():
-            if progress[name] != value:
+            if progress.get(name) != value:
                 raise CheckpointError(
-                    f"{self.folder.checkpoint}: the run had {name} {progress[name]} and cannot go on with {value}"
+                    f"{self.folder.checkpoint}: the run had {name} {progress.get(name)} and cannot go on with {value}"
                 )
-        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.step, self.seconds = progress.get("step", -1), progress.get("seconds", -1)
+        counted = isinstance(self.step, int) and isinstance(self.seconds, (int, float))
+        if not counted or self.step < 0 or self.seconds < 0:
+            raise CheckpointError(
+                f"{self.folder.checkpoint}: step {self.step!r} after {self.seconds!r} s is no state of a run"
+            )
 
     def last_good(self) -> str:
         return f"the last good state is kept in {self.folder.checkpoint}; lower the learning rate or set clip_norm"

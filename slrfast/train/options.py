@@ -126,6 +126,9 @@ def training_options(
     options = parser.read(argv)
     if options.resume and (options.run or options.overwrite):
         raise RunError("--resume goes on in its own folder; leave out --run and --overwrite")
+    for section in ("system", "train", *(key for key in own if key == "preprocess")):
+        if not isinstance(options[section], jsonargparse.Namespace):
+            raise RunError(f"{section!r} must hold a mapping of options, got {type(options[section]).__name__}")
     try:
         train = TrainConfig(**options.train.as_dict())
     except (TypeError, ValueError) as error:
@@ -133,11 +136,23 @@ def training_options(
     system = system_config(name, options.system.as_dict())
     folder = options.resume or options.run or time.strftime(f"{run_prefix}-%Y%m%d-%H%M%S")
     values = {"name": name, **{key: options[key] for key in own}, "preset": preset, "system": system, "train": train}
+    for flag, path in (("--run", folder), ("--data", values.get("data") or "")):
+        if not _is_text(path):
+            raise RunError(f"{flag} must be valid UTF-8 to be kept in config.yaml, got {path}; rename it")
     if values.get("data") and Path(values["data"]).exists():
         values["data"] = str(Path(values["data"]).resolve())
     return TrainingOptions(
         command, values, system, train, RunFolder(folder), bool(options.resume), options.overwrite, options.json
     )
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be written into a text file; on Linux its bytes can be anything."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _early_options(argv: Sequence[str]) -> dict[str, str | None]:
@@ -147,6 +162,7 @@ def _early_options(argv: Sequence[str]) -> dict[str, str | None]:
         early.add_argument(f"--{name}", nargs="?")
     found = vars(early.parse_known_args(list(argv))[0])
     file = RunFolder(found["resume"]).existing().config if found["resume"] else found["config"]
-    if found["preset"] is None and file is not None and Path(file).is_file():
-        found["preset"] = read_yaml(Path(file)).get("preset")
+    if file is not None and Path(file).is_file():
+        values = read_yaml(Path(file))  # in any case: it refuses what is no YAML in one sentence
+        found["preset"] = values.get("preset") if found["preset"] is None else found["preset"]
     return found

@@ -88,8 +88,14 @@ def draw_views(
 def _caption(clip: Clip, class_names: Sequence[str]) -> str:
     """The class and group of a clip, or else its name, in at most 24 characters."""
     known = [class_names[clip.label] if clip.label >= 0 else "", clip.group]
-    text = ", ".join(word for word in known if word) or clip.name
-    return text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
+    return _shown(", ".join(word for word in known if word) or clip.name)
+
+
+def _shown(text: str) -> str:
+    """A name as matplotlib may draw it: in at most 24 characters, whatever is in it; $ would start a formula."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
+    return text.replace("$", r"\$")
 
 
 def spread(count: int, most: int = 800) -> Tensor:
@@ -121,9 +127,11 @@ def draw_embedding(maps: Mapping[str, Tensor], labels: Tensor, names: Sequence[s
             if short:
                 _dots(axes, mine, s=0)
                 for x, y in mine:
-                    axes.text(x, y, name, color=colors[index], fontsize=8, ha="center", va="center", weight="bold")
+                    axes.text(
+                        x, y, _shown(name), color=colors[index], fontsize=8, ha="center", va="center", weight="bold"
+                    )
             else:
-                _dots(axes, mine, s=14, color=colors[index], label=name, alpha=0.85)
+                _dots(axes, mine, s=14, color=colors[index], label=_shown(name), alpha=0.85)
         axes.set_title(f"{title}  ({len(chosen)} clips, t-SNE)", fontsize=11, color=_INK)
         axes.set_xticks([])
         axes.set_yticks([])

@@ -14,7 +14,7 @@ from slrfast.data import ClipDataset
 from slrfast.train.loop import PretrainResult
 from slrfast.train.options import TrainingOptions
 
-STOPPED = {"SIGINT": 130, "SIGTERM": 143}
+STOPPED = {"SIGINT": 130, "SIGPIPE": 141, "SIGTERM": 143}
 """Exit code of a training command that a signal stopped."""
 
 
@@ -23,11 +23,20 @@ def speaker(as_json: bool) -> Callable[[str], None]:
     return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
+def one_line(text: str) -> str:
+    """The text with everything escaped that a terminal or a file cannot show: line ends, control codes, broken UTF-8.
+
+    >>> one_line("bad\\nname")
+    'bad\\\\nname'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def report_skipped(dataset: ClipDataset, path: Path, say: Callable[[str], None]) -> None:
     """List the files that could not be used, in ``path`` and in one line."""
     if not dataset.skipped:
         return
-    lines = [f"{name}: {reason}" for name, reason in dataset.skipped]
+    lines = [one_line(f"{name}: {reason}") for name, reason in dataset.skipped]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     say(f"skipped {len(lines)} unusable files, listed in {path}; the first: {lines[0]}")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ import torch
 
 import slrfast
 from slrfast.files import replacing
-from slrfast.train.config import RunError, as_yaml, read_yaml
+from slrfast.systems import SYSTEMS
+from slrfast.train.config import RunError, TrainConfig, as_yaml, read_yaml
+
+_KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
+    (("system", "train"), dict, "a mapping of options"),
+    (("preprocess",), (dict, type(None)), "a mapping of options"),
+    (("data", "split"), (str, type(None)), "a text"),
+)
+"""What evaluation reads from a run's config, which is a file that people edit."""
 
 
 class RunFolder:
@@ -45,19 +55,47 @@ class RunFolder:
         """Make the folder, or with ``overwrite`` remove a run's own files, and no others, from an existing one.
 
         Raises:
-            RunError: as :meth:`check`, or the folder cannot be made.
+            RunError: as :meth:`check`, the folder cannot be made, or a run is being trained in it.
         """
         self.check(overwrite=overwrite)
-        for entry in vars(self).values():
-            if entry != self.path and entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry != self.path:
-                entry.unlink(missing_ok=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.path}: the run folder cannot be made ({error.strerror})") from error
+        with self.locked():
+            for entry in vars(self).values():
+                if entry != self.path and entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry != self.path:
+                    entry.unlink(missing_ok=True)
         return self
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock ends with the process, however it ends.
+
+        Raises:
+            RunError: another process has it, or there is no such folder.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows cannot lock a folder
+            yield
+            return
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise RunError(f"{self.path}: the run folder cannot be opened ({error.strerror})") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{self.path}: another process is training in this folder; wait or stop it") from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(handle)
 
     def existing(self) -> RunFolder:
         """The folder itself, or RunError when no run lies there."""
@@ -77,6 +115,16 @@ class RunFolder:
         missing = [key for key in ("name", "system", "train") if key not in values]
         if missing:
             raise RunError(f"{self.config}: has no {missing[0]!r}, so it is not the config of a run")
+        if values["name"] not in list(SYSTEMS):
+            raise RunError(f"{self.config}: {values['name']!r} is no system; there are {', '.join(SYSTEMS)}")
+        for keys, kind, what in _KINDS:
+            for key in keys:
+                if not isinstance(values.get(key), kind):
+                    raise RunError(f"{self.config}: {key!r} must be {what}, got {type(values.get(key)).__name__}")
+        try:
+            TrainConfig(**values["train"])
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{self.config}: {error}") from error
         return values
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -84,11 +132,13 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue  # the tail of a killed run
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
         return records
 
 

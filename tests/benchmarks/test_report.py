@@ -32,10 +32,11 @@ def test_newest_run_of_every_op_with_wins_and_losses(tmp_path):
 
 
 def test_only_the_text_between_the_markers_changes():
-    text = f"a\n{report.BEGIN}\nstale\n{report.END}\nb\n"
-    assert report.insert(text, "fresh") == f"a\n{report.BEGIN}\nfresh\n{report.END}\nb\n"
+    begin, end = "<!-- results:begin -->", "<!-- results:end -->"
+    text = f"a\n{begin}\nstale\n{end}\nb\n"
+    assert report.insert(text, "fresh") == f"a\n{begin}\nfresh\n{end}\nb\n"
     assert report.insert(report.insert(text, "fresh"), "fresh") == report.insert(text, "fresh")
-    for broken in ("no markers", f"{report.END} {report.BEGIN}"):
+    for broken in ("no markers", f"{end} {begin}"):
         with pytest.raises(ValueError, match="must contain"):
             report.insert(broken, "fresh")
 
@@ -47,3 +48,22 @@ def test_nothing_recorded(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(0.0000123, "12.3 us"), (0.00456, "4.56 ms"), (7.0, "7 s")])
 def test_duration(seconds, text):
     assert report.duration(seconds) == text
+
+
+def test_demos_have_a_table_each(tmp_path):
+    assert report.render_demos(report.newest(tmp_path, "demo")) == "No demo has been recorded yet."
+    row = {"top1_instance": 0.5, "top5_instance": 0.9, "top1_class": 0.25, "top5_class": 0.75}
+    results = {
+        "test_clips": 8, "classes": 4, "protocol": "held out", "seconds": 120, "pretraining_seconds": 60,
+        "standard_error": 0.01, "rows": [{"network": "pre-trained", "classifier": "kNN", **row}],
+    }  # fmt: skip
+    run = {"demo": "synthetic", "machine": "cpu-x", "commit": "abc", "date": "2026", "results": results}
+    (tmp_path / "cpu-x").mkdir()
+    (tmp_path / "cpu-x" / "demo.json").write_text(json.dumps(run))
+    write(tmp_path, "motion", "one", "2026-01-01T00:00:00+00:00")
+    text = report.render_demos(report.newest(tmp_path, "demo"))
+    assert "8 test clips of 4 classes, held out; 2.0 min on cpu-x, of which 1.0 pre-training" in text
+    assert "| pre-trained | kNN | 50.0 | 90.0 | 25.0 | 75.0 |" in text
+    assert "| motion |" in report.render(report.newest(tmp_path)) and "pre-trained" not in report.render(
+        report.newest(tmp_path)
+    )

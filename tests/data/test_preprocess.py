@@ -322,3 +322,18 @@ def test_real_webcam_recordings_agree_with_plain_loops(shared_data):
         np.testing.assert_array_equal(got.confidence, want_confidence)
         checked += 1
     assert checked > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hand_threshold": "q"}, "hand_threshold must be a number, got str"),
+        ({"arm_threshold": float("nan")}, "arm_threshold must be finite, got nan"),
+        ({"bottom_margin": 1.5}, "bottom_margin must be an integer, got float"),
+        ({"size": "q"}, "the image size must be two whole numbers"),
+        ({"size": (0, 480)}, "the image size must be two whole numbers"),
+    ],
+)
+def test_options_of_the_wrong_kind(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        PreprocessOptions(**options)

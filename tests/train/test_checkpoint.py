@@ -1,9 +1,11 @@
+import json
 import resource
 from contextlib import contextmanager
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from slrfast.errors import CheckpointError
@@ -119,3 +121,36 @@ class TestDamage:
         path, (system, _, views) = saved
         with pytest.raises(CheckpointError, match="optimizer state of layer.bias, which this run does not train"):
             load_checkpoint(path, system, torch.optim.SGD([system.layer.weight], lr=0.1), views)
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            [1],
+            {"progress": {}, "optimizer": {}},
+            {"format": 1, "optimizer": {}},
+            {"format": 1, "progress": {}},
+            {"format": 1, "progress": 3, "optimizer": {}},
+            {"format": 1, "progress": {}, "optimizer": {"layer.bias": 3}},
+        ],
+    )
+    def test_a_header_of_the_wrong_shape(self, saved, header):
+        path, parts = saved
+        save_file(load_file(path), path, metadata={"slrfast": json.dumps(header)})
+        with pytest.raises(CheckpointError, match="is not a whole slrfast checkpoint"):
+            load_checkpoint(path, *parts)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("rng/views", torch.zeros(3, dtype=torch.uint8), "state of a random generator is missing or damaged"),
+            ("rng/cpu", torch.zeros(5056), "state of a random generator is missing or damaged"),
+            ("optimizer/layer.weight/momentum_buffer", torch.zeros(3), r"has the wrong shape \[3\]"),
+        ],
+    )
+    def test_a_tensor_of_the_wrong_shape(self, saved, name, value, message):
+        path, parts = saved
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        save_file({**load_file(path), name: value}, path, metadata=metadata)
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(path, *parts)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from slrfast.systems import SYSTEMS
 from slrfast.train import config
@@ -176,6 +177,14 @@ class TestWrongInput:
             ("pretrain tiny --resume nowhere", "nowhere is not a run folder: it has no config.yaml"),
             ("evaluate --run nowhere", "nowhere is not a run folder: it has no config.yaml"),
             ("evaluate", "the following arguments are required: run"),
+            (f"{TINY} --train.device mps", "'mps' is no device; use auto, cpu, cuda or cuda:<number>"),
+            (f"{TINY} --system.batch_size 0", "pretrain: batch_size must be in"),
+            (f"{TINY} --system.epochs 0", "pretrain: epochs must be in"),
+            (f"{TINY} --system.dim -3", "tiny cannot be built with these --system options"),
+            (f"{TINY} --run {'x' * 300}", "x: cannot be used (File name too long)"),
+            (f"{TINY} --run bad\udcff", "--run must be valid UTF-8"),
+            (f"{TINY} --preprocess.size [0,0]", "the image size must be two whole numbers"),
+            ("pretrain tiny --data=", "--data is empty"),
             ("demo --synthetic --folds 1", "--folds must be at least 2"),
             ("demo --synthetic --minutes 0", "--minutes, --epochs and --votes must be positive"),
         ],
@@ -219,6 +228,63 @@ class TestWrongInput:
         with pytest.raises(ZeroDivisionError):
             main(["pretrain", "tiny", "--data", "synthetic", "--run", str(tmp_path / "run")])
 
+    def test_a_refused_resume_leaves_the_run_as_it_was(self, pretrained, capsys):
+        before = (pretrained / "config.yaml").read_text()
+        assert main(["pretrain", "tiny", "--resume", str(pretrained), "--system.dim", "5"]) == 2
+        assert (pretrained / "config.yaml").read_text() == before
+        assert main(["pretrain", "tiny", "--resume", str(pretrained)]) == 0
+
+    @pytest.mark.parametrize("flags", ["--system.batch_size 99", "--train.device cuda:77", "--system.dim -3"])
+    def test_what_cannot_start_makes_no_folder(self, tmp_path, capsys, flags):
+        run = tmp_path / "run"
+        assert main([*TINY.split(), "--run", str(run), *flags.split()]) == 2
+        assert not run.exists()
+
+    def test_the_parent_of_the_run_is_a_file(self, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+        assert main([*TINY.split(), "--run", str(tmp_path / "file" / "run")]) == 2
+        assert "the run folder cannot be made (Not a directory)" in complaint(capsys)
+
+    @pytest.mark.parametrize("flag", ["--resume", "--overwrite --run"])
+    def test_two_processes_in_one_folder(self, pretrained, capsys, flag):
+        argv = ["pretrain", "tiny", *flag.split(), str(pretrained), "--data", "synthetic"]
+        before = (pretrained / "checkpoint.safetensors").read_bytes()
+        with RunFolder(pretrained).locked():
+            assert main(argv) == 2
+        assert "another process is training in this folder" in complaint(capsys)
+        assert (pretrained / "checkpoint.safetensors").read_bytes() == before
+        assert main(argv) == 0
+
+    @pytest.mark.parametrize("change", [{"step": -5}, {"step": "x"}, {"seconds": None}, {"clips": None}])
+    def test_resume_of_impossible_progress(self, pretrained, capsys, change):
+        path = pretrained / "checkpoint.safetensors"
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["slrfast"])
+        header["progress"].update(change)
+        save_file(load_file(path), path, metadata={"slrfast": json.dumps(header)})
+        assert main(["pretrain", "tiny", "--resume", str(pretrained)]) == 2
+        assert "checkpoint.safetensors: " in complaint(capsys)
+
+    @pytest.mark.parametrize("lines", ["", '{"a": 1}\n[1]\n3\n{"step": "x"}\n', "\ufffe\x00"])
+    def test_resume_with_a_damaged_log(self, pretrained, lines):
+        (pretrained / "metrics.jsonl").write_text(lines, encoding="utf-16")
+        assert main(["pretrain", "tiny", "--resume", str(pretrained)]) == 0
+
+    @pytest.mark.parametrize(
+        "text", ["[" * 20_000, "train: [1]\ndata: synthetic\n", "preprocess: [1]\ndata: synthetic\n"]
+    )
+    def test_a_config_of_the_wrong_shape(self, tmp_path, capsys, text):
+        (tmp_path / "c.yaml").write_text(text)
+        assert main(["pretrain", "tiny", "--config", str(tmp_path / "c.yaml"), "--run", str(tmp_path / "run")]) == 2
+        complaint(capsys)
+
+    def test_names_that_no_terminal_shows(self, tmp_path, capsys, signs):
+        poses, run = tmp_path / "poses", tmp_path / "run"
+        signs.save(poses, "npz")
+        Path(f"{poses}/bad\udcff\n\x1b[31m.npz").write_bytes(b"PK")
+        assert main(["pretrain", "tiny", "--data", str(poses), "--run", str(run), "--system.epochs", "1"]) == 0
+        assert (run / "skipped.txt").read_text().startswith("bad\\udcff\\n\\x1b[31m.npz: ")
+
     def test_divergence_has_its_own_code(self, tmp_path, capsys):
         argv = ["pretrain", "tiny", "--data", "synthetic", "--run", str(tmp_path / "run"), "--system.nan_at", "2"]
         assert main(argv) == 3
@@ -256,6 +322,26 @@ class TestEvaluate:
         (pretrained / "config.yaml").write_text("name: tiny\n")
         assert main(["evaluate", "--run", str(pretrained)]) == 2
         assert "config.yaml: has no 'system', so it is not the config of a run" in complaint(capsys)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "sentence"),
+        [
+            ("name", ["tiny"], "['tiny'] is no system; there are"),
+            ("system", "small", "'system' must be a mapping of options, got str"),
+            ("system", {"dim": "wide"}, "tiny cannot be built"),
+            ("train", None, "'train' must be a mapping of options, got NoneType"),
+            ("train", {"seed": "x"}, "seed must be an integer"),
+            ("data", 3, "'data' must be a text, got int"),
+            ("preprocess", [1], "'preprocess' must be a mapping of options, got list"),
+            ("preprocess", {"hand_threshold": "q"}, "hand_threshold must be a number, got str"),
+            ("preprocess", {"size": "q"}, "the image size must be two whole numbers"),
+        ],
+    )
+    def test_an_edited_config(self, pretrained, capsys, key, value, sentence):
+        values = yaml.safe_load((pretrained / "config.yaml").read_text())
+        (pretrained / "config.yaml").write_text(yaml.safe_dump({**values, key: value}))
+        assert main(["evaluate", "--run", str(pretrained)]) == 2
+        assert sentence in complaint(capsys)
 
     def test_an_unfinished_run(self, pretrained, capsys):
         for file in (pretrained / "model").iterdir():
@@ -329,3 +415,15 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path, tiny, signs)
 def test_the_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "slrfast.train.cli", "dance"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.strip().endswith("there are demo, pretrain, evaluate, info")
+
+
+def test_lists_of_a_config_file_become_tuples():
+    assert config.system_config("tiny", {"milestones": [1, 2]}).milestones == (1, 2)
+
+
+def test_a_reader_that_goes_away():
+    done = subprocess.run(
+        f"{sys.executable} -m slrfast.train.cli info | true; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode in (0, 141) and "Traceback" not in done.stderr

@@ -82,3 +82,9 @@ class TestPictures:
     def test_embedding_without_labels(self, tmp_path):
         draw_embedding({"one": torch.randn(20, 4)}, torch.full((20,), -1), [], tmp_path / "map.png")
         assert (0xC9, 0xCE, 0xD6) in colors(tmp_path / "map.png")
+
+
+@pytest.mark.parametrize("names", [["$\\foo$ sign", "sign\udcfe"], ["$x", "y$"], ["L" * 5000, "a\nb\x1b"]])
+def test_class_names_are_never_formulas_and_may_hold_anything(tmp_path, names):
+    draw_embedding({"map": torch.randn(4, 3)}, torch.tensor([0, 1, 0, 1]), names, tmp_path / "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 1000

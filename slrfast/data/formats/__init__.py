@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from slrfast.data.formats import mmpose_json, mmpose_pickle, npz, pose_binary
@@ -17,6 +18,8 @@ FORMATS: dict[str, Format] = {
     "pose": pose_binary.FORMAT,
 }
 _HEAD = 64
+MAX_BYTES = 1 << 31
+"""A clip of an hour is smaller in every format."""
 
 
 def load_pose(
@@ -51,11 +54,21 @@ def load_pose(
         raise ValueError(f"load_pose: format must be 'auto' or one of {', '.join(map(repr, FORMATS))}, got {format!r}")
     size = image_size(str(path), size)
     with reading(path):
+        _check_file(path)
         name = detect(path) if format == "auto" else format
         pose = FORMATS[name].read(path, size, drop_last)
     if pose.size is None:
         pose.size = size
     return pose
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what has no end (a pipe, a device) or cannot be one clip, before anything of it is read."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise PoseFileError(path, "is a pipe or a device, not a file")
+    if status.st_size > MAX_BYTES:
+        raise PoseFileError(path, f"has {status.st_size} bytes, too many for one clip")
 
 
 def detect(path: Path) -> str:

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import struct
 import sys
@@ -369,3 +370,15 @@ def test_numbers_admit_numbers_only():
         numbers([[0.0] * 1000] * 1000)
     assert len(people("clip", 0, np.zeros((2, 133, 3)))) == 2
     assert isinstance(Pose(np.zeros((1, 1, 49, 2)), np.zeros((1, 1, 49)), layout="sign49"), Pose)
+
+
+def test_what_has_no_end_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "zeros.pkl").symlink_to("/dev/zero")
+    for name in ("pipe.npz", "zeros.pkl"):
+        with pytest.raises(PoseFileError, match="is a pipe or a device, not a file"):
+            load_pose(tmp_path / name)
+    with open(tmp_path / "huge.json", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(PoseFileError, match="has 1099511627776 bytes, too many for one clip"):
+        load_pose(tmp_path / "huge.json")
