@@ -109,7 +109,7 @@ def load_system(name: str, folder: Path) -> Any:
 
 
 def open_dataset(source: str, split: str | None = None, preprocess: Mapping[str, Any] | None = None) -> ClipDataset:
-    """The clips behind ``--data``: "synthetic", "fingerspelling", or a folder or file that data.PoseDataset reads."""
+    """The clips behind ``--data``: "synthetic" (1000 of 12 signers), "fingerspelling", or a folder or file that data.PoseDataset reads."""
     if not source:
         raise RunError("--data is empty; name a folder, an index file, 'synthetic' or 'fingerspelling'")
     try:
@@ -117,7 +117,7 @@ def open_dataset(source: str, split: str | None = None, preprocess: Mapping[str,
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
     if source == "synthetic":
-        return SyntheticSigns(options=options)
+        return SyntheticSigns(num_classes=20, clips_per_class=50, num_signers=12, options=options)
     with warnings.catch_warnings():
         # the commands list the skipped files themselves
         warnings.filterwarnings("ignore", message=r".* files? skipped")
