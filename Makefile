@@ -17,6 +17,7 @@ check: $(VENV)/.dev  ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.report --check
 
 bench: $(VENV)/.dev  ## every benchmark against its baselines, into benchmarks/results
 	$(BIN)/pytest benchmarks --benchmark-only -q

@@ -7,7 +7,8 @@ import pytest
 
 from slrfast.train import cli
 
-TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -21,3 +22,8 @@ def test_commands_are_known(capsys):
     cli.main([])
     usage = capsys.readouterr().out
     assert commands and all(re.search(rf"^  {command}\b", usage, re.MULTILINE) for command in commands)
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
+    assert links and [link for link in links if not (ROOT / link).exists()] == []

@@ -109,7 +109,7 @@ def load_system(name: str, folder: Path) -> Any:
 
 
 def open_dataset(source: str, split: str | None = None, preprocess: Mapping[str, Any] | None = None) -> ClipDataset:
-    """The clips behind ``--data``: "synthetic" (1000 of 12 signers), "fingerspelling", or a folder or file that data.PoseDataset reads."""
+    """The clips behind ``--data``: "synthetic", "fingerspelling", or a folder or file that PoseDataset reads."""
     if not source:
         raise RunError("--data is empty; name a folder, an index file, 'synthetic' or 'fingerspelling'")
     try:
