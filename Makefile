@@ -21,6 +21,7 @@ check: $(VENV)/.dev  ## lint, formatting and types
 
 bench: $(VENV)/.dev  ## every benchmark against its baselines, into benchmarks/results
 	$(BIN)/pytest benchmarks --benchmark-only -q
+	! grep -qs avx2 /proc/cpuinfo || SLRFAST_CPU_ISA=avx2 $(BIN)/python -m benchmarks.systems.stc_loss
 
 report: $(VENV)/.dev  ## README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.report

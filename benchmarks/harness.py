@@ -46,12 +46,17 @@ class Case:
         name: for example "paper, forward + backward".
         shapes: what goes in, for the reader: {"x": [64, 64, 49, 2]}.
         candidates: name -> a call that does the whole timed work and returns the tensors that are checked;
-            "slrfast" is ours.
+            "slrfast" is ours, and so is what starts with "slrfast, " (another bank dtype, a CUDA graph ...).
         truth: the same tensors computed in float64.
         baseline: the candidate that ratios and allowed errors refer to.
         flops, bytes: what the work needs at least, every input read and every result written once. The floors are
             the time a large matrix product takes for as many operations, and a copy of the same size for the bytes.
-        tolerance: relative error that the baseline itself may have.
+        tolerance: relative error that the baseline and other people's code may have.
+        tolerances: candidate -> its own allowed error, where the baseline's says nothing: bfloat16 banks.
+        compared: makes the checked tensors of a call's results, outside the timing.
+        threads: CPU threads that the case runs with; None leaves them as they are.
+        skipped: candidate that cannot run here -> why.
+        peak_bytes: measures the memory that each candidate takes beyond its inputs.
     """
 
     name: str
@@ -62,26 +67,48 @@ class Case:
     bytes: float
     baseline: str = "eager"
     tolerance: float = 1e-4
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    compared: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list
     device: str = "cpu"
+    threads: int | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    peak_bytes: Callable[[], Mapping[str, int]] | None = None
     phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def errors(case: Case) -> dict[str, float]:
-    """Largest error of every candidate relative to the largest true value; WrongAnswer where it is too large.
+def allowed(case: Case, found: Mapping[str, float]) -> dict[str, float]:
+    """The error that every candidate may have.
 
-    The baseline may err by ``tolerance``, the others by 1.5 times what the baseline does, plus a float32 rounding.
+    Ours 1.5 times what the baseline errs by, plus a float32 rounding; a candidate with its own tolerance that one; the
+    baseline and other people's code ``tolerance``.
+    """
+    rule = 1.5 * found[case.baseline] + 2e-7
+    limits = {name: rule if is_ours(name) else case.tolerance for name in found}
+    return limits | dict(case.tolerances)
+
+
+def is_ours(candidate: str) -> bool:
+    """Whether a candidate is slrfast in one form or another."""
+    return candidate == OURS or candidate.startswith(f"{OURS}, ")
+
+
+def errors(case: Case) -> dict[str, float]:
+    """Largest error of every candidate relative to the largest true value; WrongAnswer where it is not allowed.
+
+    Every candidate is called once, so one that changes its own state is compared with the truth's first step.
     """
     truth = [t.detach().double() for t in case.truth()]
     found = {}
     for name, call in case.candidates.items():
-        results = call()
+        results = case.compared(call())
         if len(results) != len(truth):
             raise WrongAnswer(f"{case.name}: {name} returns {len(results)} tensors instead of {len(truth)}")
         found[name] = max(map(_relative_error, results, truth))
+    limits = allowed(case, found)
     for name, error in found.items():
-        allowed = case.tolerance if name == case.baseline else 1.5 * found[case.baseline] + 2e-7
-        if not error <= allowed:
-            raise WrongAnswer(f"{case.name}: {name} is off by {error:.3g} of the largest value, allowed {allowed:.3g}")
+        if not error <= limits[name]:
+            limit = limits[name]
+            raise WrongAnswer(f"{case.name}: {name} is off by {error:.3g} of the largest value, allowed {limit:.3g}")
     return found
 
 
@@ -96,7 +123,9 @@ def _relative_error(result: Tensor, truth: Tensor) -> float:
 def samples(case: Case, rounds: int = 15, seconds: float = 0.02, at_most: float = 20.0) -> dict[str, list[float]]:
     """Seconds per call: in every round each candidate runs for about ``seconds``, in an order that rotates.
 
-    A case that is slow gets fewer rounds, but at least three, once it has taken ``at_most`` seconds.
+    Each turn starts with a call that is not timed, so that no candidate pays for the caches, or for the threads still
+    spinning in another OpenMP runtime, that the one before it left behind. A case that is slow gets fewer rounds, but
+    at least three, once it has taken ``at_most`` seconds.
     """
     names = list(case.candidates)
     repeats = {}
@@ -113,6 +142,7 @@ def samples(case: Case, rounds: int = 15, seconds: float = 0.02, at_most: float 
             if turn >= 3 and time.monotonic() - started > at_most:
                 break
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                case.candidates[name]()
                 found[name].append(machine.timed(case.candidates[name], repeats[name], case.device))
     finally:
         gc.enable()
@@ -128,6 +158,7 @@ def summary(case: Case, error: Mapping[str, float], times: Mapping[str, Sequence
         "name": case.name,
         "shapes": {name: list(shape) for name, shape in case.shapes.items()},
         "device": case.device,
+        "threads": torch.get_num_threads(),
         "baseline": case.baseline,
         "seconds": medians,
         "fastest": {name: min(values) for name, values in times.items()},
@@ -137,14 +168,17 @@ def summary(case: Case, error: Mapping[str, float], times: Mapping[str, Sequence
         "machine": {"flops_per_second": flop_rate, "copied_bytes_per_second": copy_rate},
         "floor_seconds": floors,
         "times_floor": {name: seconds / max(floors.values()) for name, seconds in medians.items()},
+        **({"skipped": dict(case.skipped)} if case.skipped else {}),
         **({"phases": {name: dict(phases) for name, phases in case.phases.items()}} if case.phases else {}),
     }
 
 
 def measure(case: Case, rounds: int = 15) -> dict:
     """Check, then time, one case."""
-    error = errors(case)
-    return summary(case, error, samples(case, rounds))
+    with machine.threads(case.threads):
+        error = errors(case)
+        result = {**summary(case, error, samples(case, rounds)), "allowed_error": allowed(case, error)}
+    return result | ({"peak_bytes": dict(case.peak_bytes())} if case.peak_bytes else {})
 
 
 def save(op: str, cases: Sequence[Mapping], folder: str | os.PathLike | None = None) -> Path:
@@ -160,6 +194,7 @@ def save(op: str, cases: Sequence[Mapping], folder: str | os.PathLike | None = N
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": machine.versions(),
         "threads": torch.get_num_threads(),
+        "isa": machine.isa(),
         "load": round(os.getloadavg()[0], 2),  # processes that wanted a core, ours included: above that, mistrust
         "cases": list(cases),
     }
@@ -224,7 +259,9 @@ def line(op: str, result: Mapping) -> str:
     times = ", ".join(
         f"{name} {1e6 * seconds:.1f} us ({result['speedup'][name]:.2f}x)" for name, seconds in result["seconds"].items()
     )
-    return f"{op} [{result['device']}] {result['name']}: {times}; ours {result['times_floor'][OURS]:.1f} x floor"
+    skipped = "".join(f"; skipped {name}: {reason}" for name, reason in result.get("skipped", {}).items())
+    head = f"{op} [{result['device']}, {result['threads']} threads] {result['name']}"
+    return f"{head}: {times}; ours {result['times_floor'][OURS]:.1f} x floor{skipped}"
 
 
 def main(op: str, cases: Callable[[str], Iterable[Case]]) -> None:

@@ -7,7 +7,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,11 +31,30 @@ MICROARCHITECTURES = {
 
 @lru_cache
 def label(device: str) -> str:
-    """For example cpu-2core-avx512-zen4 or gpu-nvidia-h200: no host name, no path."""
+    """For example cpu-2core-avx512-zen4 or gpu-nvidia-h200: no host name, no path.
+
+    The instruction set is the processor's, also where SLRFAST_CPU_ISA forces our kernels to another: see :func:`isa`.
+    """
     if device == "cuda":
         return "gpu-" + re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-    isa = native.cpu_isa() if native.LIBRARY is not None else "reference"
-    return f"cpu-{len(os.sched_getaffinity(0))}core-{isa}-{_microarchitecture()}"
+    capability = torch.backends.cpu.get_cpu_capability().lower() if native.LIBRARY is not None else "reference"
+    return f"cpu-{len(os.sched_getaffinity(0))}core-{capability}-{_microarchitecture()}"
+
+
+def isa() -> str:
+    """The instruction set of our kernels in this process; "reference" where they are not built."""
+    return native.cpu_isa() if native.LIBRARY is not None else "reference"
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Run a block with as many CPU threads in torch and in our kernels; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _microarchitecture() -> str:
@@ -51,7 +71,7 @@ def _microarchitecture() -> str:
 def versions() -> dict[str, str]:
     """Versions of everything that shapes a measurement."""
     found = {"slrfast": slrfast.__version__, "python": platform.python_version()}
-    for package in ("torch", "triton", "numpy"):
+    for package in ("torch", "triton", "numpy", "faiss-cpu"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -59,17 +79,25 @@ def versions() -> dict[str, str]:
     return found | (native.build_info() if native.LIBRARY is not None else {"native": native.LOAD_ERROR})
 
 
-@lru_cache
 def flop_rate(device: str) -> float:
-    """FLOP/s of a large float32 matrix product, measured once per run."""
+    """FLOP/s of a large float32 matrix product on torch's present threads, measured once per run."""
+    return _flop_rate(device, torch.get_num_threads())
+
+
+@lru_cache
+def _flop_rate(device: str, _threads: int) -> float:
     size = 8192 if device == "cuda" else 1536
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     return 2 * size**3 / _fastest(lambda: torch.mm(a, b), 1, device)
 
 
-@lru_cache
 def copy_rate(device: str, traffic: int) -> float:
     """Bytes/s, read plus written, of a copy that moves ``traffic`` bytes: what the caches give at that size."""
+    return _copy_rate(device, traffic, torch.get_num_threads())
+
+
+@lru_cache
+def _copy_rate(device: str, traffic: int, _threads: int) -> float:
     source = torch.zeros(max(traffic // 2, 1), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _fastest(lambda: target.copy_(source), max(1, 2**22 // traffic), device)
@@ -83,11 +111,17 @@ def _fastest(call: Callable[[], object], repeats: int, device: str) -> float:
 
 
 def timed(call: Callable[[], object], repeats: int, device: str) -> float:
-    """Seconds per call, mean of ``repeats`` in a row."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
+    """Seconds per call, mean of ``repeats`` in a row; on a GPU between two CUDA events."""
+    if device == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / repeats
     start = time.perf_counter()
     for _ in range(repeats):
         call()
-    synchronize()
     return (time.perf_counter() - start) / repeats

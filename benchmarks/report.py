@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.harness import OURS, RESULTS
+from benchmarks.harness import OURS, RESULTS, is_ours
 
 README = RESULTS.parents[1] / "README.md"
 
@@ -29,7 +29,7 @@ def newest(results: Path, kind: str = "op") -> dict[str, list[dict]]:
 
 
 def render(machines: Mapping[str, Sequence[Mapping]]) -> str:
-    """One section per machine: a row per case, and a table of phases where a run has them."""
+    """One section per machine: a row per case, and tables of their own for what has phases, threads or memory."""
     sections = [_section(machine, runs) for machine, runs in machines.items()]
     return "\n\n".join(sections) if sections else "No results have been recorded yet."
 
@@ -38,23 +38,21 @@ def _section(machine: str, runs: Sequence[Mapping]) -> str:
     lines = [
         f"### {machine}",
         "",
-        "Median time of a call; in brackets how much faster (or slower, below 1) slrfast is in the same run.",
+        "Median time of a call; in brackets how much faster (or slower, below 1) slrfast is in the same run, "
+        "every form of it in their order.",
         "",
         "| op | case | slrfast | against | x floor | error | commit |",
         "|---|---|--:|---|--:|--:|---|",
     ]
+    whole_losses = [run for run in runs if run["op"].startswith("stc_loss")]
+    memory = [run for run in runs if run["op"] == "bank_memory"]
     for run in runs:
-        for case in run["cases"]:
-            ours = case["seconds"][OURS]
-            others = ", ".join(
-                f"{name} {duration(seconds)} ({seconds / ours:.2f}x)"
-                for name, seconds in case["seconds"].items()
-                if name != OURS
-            )
-            lines.append(
-                f"| {run['op']} | {case['name']} {_shapes(case['shapes'])} | {duration(ours)} | {others} "
-                f"| {case['times_floor'][OURS]:.1f} | {case['error'][OURS]:.0e} | {run['commit']} |"
-            )
+        if run not in whole_losses + memory:
+            lines += [_row(run, case) for case in run["cases"]]
+    if whole_losses:
+        lines += ["", *_whole_losses(whole_losses)]
+    for run in memory:
+        lines += ["", *_memory(run)]
     for run in runs:
         for case in run["cases"]:
             if case.get("phases"):
@@ -62,6 +60,72 @@ def _section(machine: str, runs: Sequence[Mapping]) -> str:
     versions = runs[-1]["versions"]
     shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "python") if name in versions)
     return "\n".join([*lines, "", f"{shown}; {runs[-1]['threads']} CPU threads."])
+
+
+def _row(run: Mapping, case: Mapping) -> str:
+    forms = {name: seconds for name, seconds in case["seconds"].items() if is_ours(name)}
+    others = [
+        f"{name} {duration(seconds)} ({', '.join(f'{seconds / ours:.2f}x' for ours in forms.values())})"
+        for name, seconds in case["seconds"].items()
+        if name not in forms
+    ]
+    skipped = [f"{name}: {reason}" for name, reason in case.get("skipped", {}).items()]
+    ours = ", ".join(f"{name.removeprefix(OURS + ', ')} {duration(seconds)}" for name, seconds in forms.items())
+    return (
+        f"| {run['op']} | {case['name']} {_shapes(case['shapes'])} | {ours.removeprefix(OURS + ' ')} "
+        f"| {', '.join(others + skipped)} "
+        f"| {case['times_floor'][OURS]:.1f} | {case['error'][OURS]:.0e} | {run['commit']} |"
+    )
+
+
+def _whole_losses(runs: Sequence[Mapping]) -> list[str]:
+    """A row for each form of slrfast, with its kernels' instruction set and the threads."""
+    lines = [
+        "The whole STC loss (B=64, N=16384, D=128, K=8192), forward and backward:",
+        "",
+        "| slrfast | kernels | CPU threads | time | against | x float32 floor | error | commit |",
+        "|---|---|--:|--:|---|--:|--:|---|",
+    ]
+    for run in runs:
+        for case in run["cases"]:
+            for name, seconds in case["seconds"].items():
+                if not is_ours(name):
+                    continue
+                others = ", ".join(
+                    f"{other} {duration(theirs)} ({theirs / seconds:.2f}x)"
+                    for other, theirs in case["seconds"].items()
+                    if not is_ours(other)
+                )
+                kernels = run["isa"] if case["device"] == "cpu" else "GPU"
+                form = name.removeprefix(OURS).removeprefix(", ")
+                if "banks" not in form:
+                    form = ", ".join(filter(None, ("float32 banks", form)))
+                lines.append(
+                    f"| {form} | {kernels} | {case['threads']} | {duration(seconds)} | {others} "
+                    f"| {case['times_floor'][name]:.1f} | {case['error'][name]:.0e} | {run['commit']} |"
+                )
+    return lines
+
+
+def _memory(run: Mapping) -> list[str]:
+    """Cost per product and peak memory of InfoNCE by size."""
+    lines = [
+        "InfoNCE, forward and backward, by size: time, also for each of the B N D products, and peak memory beyond "
+        f"the inputs (commit {run['commit']}):",
+        "",
+        "| B | N | D | slrfast | each B N D | eager | each B N D | memory slrfast | memory eager | share |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for case in run["cases"]:
+        (b, d), (n, _) = case["shapes"]["query"], case["shapes"]["bank"]
+        times = " | ".join(
+            f"{duration(case['seconds'][name])} | {1e12 * case['seconds'][name] / (b * n * d):.1f} ps"
+            for name in (OURS, "eager")
+        )
+        peak = case["peak_bytes"]
+        sizes = " | ".join(f"{peak[name] / 2**20:.1f} MiB" for name in (OURS, "eager"))
+        lines.append(f"| {b} | {n} | {d} | {times} | {sizes} | {peak[OURS] / peak['eager']:.1%} |")
+    return lines
 
 
 def render_demos(machines: Mapping[str, Sequence[Mapping]]) -> str:

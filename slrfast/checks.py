@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -77,7 +78,7 @@ def positive(op: str, **scalars: float) -> None:
     for name, value in scalars.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise TypeError(message(op, name, "be a number", type(value).__name__))
-        require(math.isfinite(value) and value > 0, op, name, "be finite and > 0", value)
+        require(0 < value < math.inf, op, name, "be finite and > 0", value)
 
 
 def integer_between(op: str, low: int, high: int, **scalars: int) -> None:
@@ -92,6 +93,16 @@ def choice(op: str, options: Sequence[str], **values: str) -> None:
     """Every value is one of ``options``."""
     for name, value in values.items():
         require(value in options, op, name, f"be one of {', '.join(map(repr, options))}", repr(value))
+
+
+def no_gradient(op: str, **tensors: Tensor) -> None:
+    """Warn, once per line that calls the op, where a gradient is recorded for a tensor that will not get one."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor.requires_grad:
+            note = f"{op}: {name} requires grad, but no gradient flows to it; pass {name}.detach()"
+            warnings.warn(note, stacklevel=3)
 
 
 def may_read(tensor: Tensor) -> bool:

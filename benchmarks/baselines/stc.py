@@ -1,6 +1,6 @@
 """STC as the field writes it: channels-first 1x1 convolutions to 4C, einsum with the dense adjacency, attention with an
-explicit score matrix, cat + cross_entropy over a cloned [D, N] queue, torch.topk + gather, one loop over parameters for
-the momentum update, and one clip after the other in the loader."""
+explicit score matrix, the losses of ``bank`` over [D, N] queues, one loop over parameters for the momentum update, and
+one clip after the other in the loader."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.baselines import bank
 from slrfast import graphs
 from slrfast.systems.stc import STC, STCConfig, STCEncoder
 
@@ -162,28 +163,6 @@ class FieldEncoder(nn.Module):
         return F.normalize(self.hand_fc(hand), dim=1), F.normalize(self.trunk_fc(trunk), dim=1)
 
 
-def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    l_pos = torch.einsum("nc,nc->n", [q, k]).unsqueeze(-1)
-    l_neg = torch.einsum("nc,ck->nk", [q, queue.clone().detach()])
-    logits = torch.cat([l_pos, l_neg], dim=1) / temperature
-    return F.cross_entropy(logits, torch.zeros(logits.shape[0], dtype=torch.long, device=q.device))
-
-
-def feature_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    log_student = F.log_softmax(student / temperature, 1)
-    return F.kl_div(log_student, F.softmax(teacher.detach() / temperature, 1), reduction="batchmean")
-
-
-def neighbor_kl(
-    teacher: Tensor, teacher_queue: Tensor, student: Tensor, student_queue: Tensor, k: int, tt: float, ts: float
-) -> Tensor:
-    l_teacher = torch.mm(teacher.detach(), teacher_queue.clone().detach())
-    l_student = torch.mm(student, student_queue.clone().detach())
-    values, index = torch.topk(l_teacher, k, dim=1)
-    p = F.softmax(values / tt, dim=1)
-    return F.kl_div(F.log_softmax(torch.gather(l_student, 1, index) / ts, dim=1), p, reduction="batchmean")
-
-
 class FieldSTC(nn.Module):
     """The training step in paper mode, for the same ``STCConfig`` as slrfast's."""
 
@@ -205,9 +184,7 @@ class FieldSTC(nn.Module):
 
     @torch.no_grad()
     def momentum_update(self) -> None:
-        m = self.config.momentum
-        for param_q, param_k in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
-            param_k.data = param_k.data * m + param_q.data * (1.0 - m)
+        bank.momentum_update(self.encoder_k.parameters(), self.encoder_q.parameters(), self.config.momentum)
 
     @torch.no_grad()
     def dequeue_and_enqueue(self, keys: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -222,17 +199,17 @@ class FieldSTC(nn.Module):
         c = self.config
         total = torch.zeros((), device=q["joint"][0].device)
         for s, weight in zip(self.STREAMS, (c.joint_weight, c.motion_weight), strict=True):
-            con = feature_kl(k[s][0], q[s][1], c.consistency_temperature)
-            con = con + feature_kl(k[s][1], q[s][0], c.consistency_temperature)
+            con = bank.feature_kl(k[s][0], q[s][1], c.consistency_temperature)
+            con = con + bank.feature_kl(k[s][1], q[s][0], c.consistency_temperature)
             cl = sum(
-                info_nce(q[s][i], k[s][i], getattr(self, f"queue_{s}_{p}"), c.temperature)
+                bank.info_nce(q[s][i], k[s][i], getattr(self, f"queue_{s}_{p}"), c.temperature)
                 for i, p in enumerate(self.PARTS)
             )
             total = total + weight * (cl + con)
+        anchors = {s: getattr(self, f"queue_{s}_hand") + getattr(self, f"queue_{s}_trunk") for s in self.STREAMS}
         for a, b in (("joint", "motion"), ("motion", "joint")):
-            anchors = [getattr(self, f"queue_{s}_hand") + getattr(self, f"queue_{s}_trunk") for s in (a, b)]
-            total = total + neighbor_kl(
-                sum(k[a]), anchors[0], sum(q[b]), anchors[1], c.neighbors, c.teacher_temperature, c.student_temperature
+            total = total + bank.neighbor_kl(
+                sum(k[a]), anchors[a], sum(q[b]), anchors[b], c.neighbors, c.teacher_temperature, c.student_temperature
             )  # fmt: skip
         return total
 

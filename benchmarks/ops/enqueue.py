@@ -8,19 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.baselines.bank import enqueue as field_enqueue
 from benchmarks.harness import Case, as_test, main
+from benchmarks.ops._banks import BF16
 from slrfast import ops
 
 SHAPES = {"paper": (64, 16384, 128), "large batch": (4096, 65536, 256)}
-
-
-@torch.no_grad()
-def field_enqueue(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
-    keys = F.normalize(keys, dim=1)
-    batch_size, ptr = keys.shape[0], int(queue_ptr)
-    assert queue.shape[1] % batch_size == 0
-    queue[:, ptr : ptr + batch_size] = keys.T
-    queue_ptr[0] = (ptr + batch_size) % queue.shape[1]
 
 
 def cases(device: str) -> Iterator[Case]:
@@ -30,10 +23,16 @@ def cases(device: str) -> Iterator[Case]:
         yield Case(
             name=name,
             shapes={"keys": (b, d), "bank": (n, d)},
-            candidates={"slrfast": _ours(bank.clone(), keys), "eager": _field(bank.T.contiguous(), keys)},
+            candidates={
+                "slrfast": _ours(bank.clone(), keys),
+                "slrfast, queue.T": _ours(bank.T.contiguous().T, keys),
+                BF16: _ours(bank.bfloat16(), keys),
+                "eager": _field(bank.T.contiguous(), keys),
+            },
             truth=lambda m=bank, k=keys: [torch.cat((F.normalize(k.double(), dim=1), m[len(k) :].double()))],
             flops=3 * b * d,
             bytes=2 * keys.nbytes,
+            tolerances={BF16: 2**-8},  # the rounding of the largest entry
             device=device,
         )
 

@@ -1,14 +1,16 @@
-"""The nearest bank rows, against a matrix product and torch.topk (which promises no order among equal values)."""
+"""The nearest bank rows, against a matrix product and torch.topk (which promises no order among equal values), and
+faiss-cpu's exact index over a bank that it has already copied."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from benchmarks.baselines.bank import topk as field_topk
 from benchmarks.harness import Case, as_test, main
+from benchmarks.ops._banks import BF16, BF16_TOLERANCE, faiss_search, unit_rows
 from slrfast import ops
 
 # B, N, D, k
@@ -19,26 +21,46 @@ SHAPES = {
 }
 
 
-def field_topk(query: Tensor, bank: Tensor, k: int) -> Tensor:
-    return torch.topk(torch.mm(query, bank.t()), k, dim=1, largest=True, sorted=True)[0]
+def compared(query: Tensor, bank: Tensor) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """The values in falling order, as returned and as the indices reproduce them."""
+
+    def made(results: Sequence[Tensor]) -> list[Tensor]:
+        values, indices = results
+        again = torch.stack([bank[chosen] @ row for chosen, row in zip(indices, query, strict=True)])
+        return [x.sort(1, descending=True).values for x in (values, again)]
+
+    return made
 
 
 def cases(device: str) -> Iterator[Case]:
-    compiled = torch.compile(field_topk)
+    compiled = torch.compile(field_topk, dynamic=False)
     for name, (b, n, d, k) in SHAPES.items():
-        generator = torch.Generator().manual_seed(0)
-        query, bank = (F.normalize(torch.randn(rows, d, generator=generator), dim=1).to(device) for rows in (b, n))
+        query, bank = unit_rows(device, (b, d), (n, d))
+        rounded, reduce = bank.bfloat16(), compared(query, bank)
+        candidates = {
+            "slrfast": lambda q=query, m=bank, k=k: ops.topk_similarity(q, m, k),
+            "slrfast, unsorted": lambda q=query, m=bank, k=k: ops.topk_similarity(q, m, k, sorted=False),
+            BF16: lambda q=query, m=rounded, k=k: ops.topk_similarity(q, m, k),
+            "eager": lambda q=query, m=bank, k=k: field_topk(q, m, k),
+            "eager, unsorted": lambda q=query, m=bank, k=k: field_topk(q, m, k, sorted=False),
+            "torch.compile": lambda q=query, m=bank, k=k: compiled(q, m, k),
+        }
+        skipped = {}
+        search, reason = faiss_search(query, bank, k)
+        if search is None:
+            skipped["faiss"] = reason
+        else:
+            candidates["faiss"] = search
         yield Case(
             name=name,
             shapes={"query": (b, d), "bank": (n, d), "k": (k,)},
-            candidates={
-                "slrfast": lambda q=query, m=bank, k=k: [ops.topk_similarity(q, m, k)[0]],
-                "eager": lambda q=query, m=bank, k=k: [field_topk(q, m, k)],
-                "torch.compile": lambda q=query, m=bank, k=k: [compiled(q, m, k)],
-            },
-            truth=lambda q=query, m=bank, k=k: [field_topk(q.double(), m.double(), k)],
+            candidates=candidates,
+            truth=lambda q=query, m=bank, k=k: [field_topk(q.double(), m.double(), k)[0]] * 2,
             flops=2 * b * n * d,
             bytes=bank.nbytes + query.nbytes + 12 * b * k,
+            tolerances=BF16_TOLERANCE,
+            compared=reduce,
+            skipped=skipped,
             device=device,
         )
 

@@ -14,10 +14,15 @@ struct Unsupported : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct OutOfMemory : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 void check(slr_status status) {
   if (status == SLR_OK) return;
   if (status == SLR_INVALID_ARGUMENT) throw py::value_error(slr_last_error());
   if (status == SLR_UNSUPPORTED) throw Unsupported(slr_last_error());
+  if (status == SLR_OUT_OF_MEMORY) throw OutOfMemory(slr_last_error());
   throw std::runtime_error(slr_last_error());
 }
 
@@ -47,6 +52,8 @@ PYBIND11_MODULE(_C, module) {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const Unsupported& error) {
       PyErr_SetString(PyExc_NotImplementedError, error.what());
+    } catch (const OutOfMemory& error) {
+      PyErr_SetString(PyExc_MemoryError, error.what());
     }
   });
 
@@ -56,8 +63,16 @@ PYBIND11_MODULE(_C, module) {
     check(slr_cpu_isa(&name));
     return name;
   });
+  define(module, "bank_losses_cpu", slr_bank_losses_cpu);
+  define(module, "enqueue_cpu", slr_enqueue_cpu);
+  define(module, "feature_kl_cpu", slr_feature_kl_cpu);
+  define(module, "info_nce_cpu", slr_info_nce_cpu);
+  define(module, "mined_bce_cpu", slr_mined_bce_cpu);
   define(module, "motion_cpu", slr_motion_cpu);
   define(module, "motion_cuda", slr_motion_cuda);
   define(module, "motion_grad_cpu", slr_motion_grad_cpu);
   define(module, "motion_grad_cuda", slr_motion_grad_cuda);
+  define(module, "neighbor_kl_cpu", slr_neighbor_kl_cpu);
+  define(module, "topk_similarity_cpu", slr_topk_similarity_cpu);
+  define(module, "topk_similarity_grad_cpu", slr_topk_similarity_grad_cpu);
 }

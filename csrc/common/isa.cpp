@@ -8,8 +8,8 @@
 namespace slr {
 namespace {
 
-constexpr Isa all[] = {Isa::base, Isa::avx2, Isa::avx512};
-constexpr const char* names[] = {"base", "avx2", "avx512"};
+constexpr Isa all[] = {Isa::base, Isa::avx2, Isa::avx512, Isa::avx512bf16};
+constexpr const char* names[] = {"base", "avx2", "avx512", "avx512bf16"};
 
 bool built(Isa isa) {
   switch (isa) {
@@ -17,6 +17,8 @@ bool built(Isa isa) {
       return SLR_IF_AVX2(true ||) false;
     case Isa::avx512:
       return SLR_IF_AVX512(true ||) false;
+    case Isa::avx512bf16:
+      return SLR_IF_AVX512BF16(true ||) false;
     default:
       return true;
   }
@@ -27,12 +29,15 @@ bool supported(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   switch (isa) {
     case Isa::avx2:
       return avx2;
     case Isa::avx512:
-      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+      return avx512;
+    case Isa::avx512bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
     default:
       return true;
   }
@@ -68,13 +73,16 @@ Choice choose() {
 
 const char* isa_name(Isa isa) { return names[static_cast<int>(isa)]; }
 
-const char* built_isas() { return "base" SLR_IF_AVX2(" avx2") SLR_IF_AVX512(" avx512"); }
+const char* built_isas() {
+  return "base" SLR_IF_AVX2(" avx2") SLR_IF_AVX512(" avx512") SLR_IF_AVX512BF16(" avx512bf16");
+}
 
 slr_status chosen_isa(Isa* isa) {
   static const Choice choice = choose();
   *isa = choice.isa;
   if (choice.status == SLR_INVALID_ARGUMENT)
-    return fail(choice.status, "SLRFAST_CPU_ISA must be one of base, avx2, avx512, got '%.64s'", choice.forced);
+    return fail(choice.status, "SLRFAST_CPU_ISA must be one of base, avx2, avx512, avx512bf16, got '%.64s'",
+                choice.forced);
   if (choice.status == SLR_UNSUPPORTED)
     return fail(choice.status, "SLRFAST_CPU_ISA asks for %s, which %s; unset it to choose automatically",
                 isa_name(choice.isa),

@@ -7,7 +7,7 @@
 
 namespace slr {
 
-enum class Isa { base, avx2, avx512 };
+enum class Isa { base, avx2, avx512, avx512bf16 };
 
 // The instruction set to run: SLRFAST_CPU_ISA or the widest that was built and that processor and system support.
 slr_status chosen_isa(Isa* isa);
@@ -29,15 +29,22 @@ const char* built_isas();
 #else
 #define SLR_IF_AVX512(...)
 #endif
+#ifdef SLR_HAVE_AVX512BF16
+#define SLR_IF_AVX512BF16(...) __VA_ARGS__
+#else
+#define SLR_IF_AVX512BF16(...)
+#endif
 
 // Declares a kernel in the namespace of every instruction set of this build.
-#define SLR_DECLARE_KERNEL(...)                \
-  namespace base {                             \
-  __VA_ARGS__;                                 \
-  }                                            \
-  SLR_IF_AVX2(namespace avx2 { __VA_ARGS__; }) \
-  SLR_IF_AVX512(namespace avx512 { __VA_ARGS__; })
+#define SLR_DECLARE_KERNEL(...)                    \
+  namespace base {                                 \
+  __VA_ARGS__;                                     \
+  }                                                \
+  SLR_IF_AVX2(namespace avx2 { __VA_ARGS__; })     \
+  SLR_IF_AVX512(namespace avx512 { __VA_ARGS__; }) \
+  SLR_IF_AVX512BF16(namespace avx512bf16 { __VA_ARGS__; })
 
 // The kernel of that name for a chosen instruction set.
-#define SLR_SELECT_KERNEL(isa, kernel) \
-  (SLR_IF_AVX512((isa) == Isa::avx512 ? avx512::kernel :) SLR_IF_AVX2((isa) == Isa::avx2 ? avx2::kernel :) base::kernel)
+#define SLR_SELECT_KERNEL(isa, kernel)                                               \
+  (SLR_IF_AVX512BF16((isa) == Isa::avx512bf16 ? avx512bf16::kernel :) SLR_IF_AVX512( \
+      (isa) == Isa::avx512 ? avx512::kernel :) SLR_IF_AVX2((isa) == Isa::avx2 ? avx2::kernel :) base::kernel)

@@ -15,15 +15,15 @@
 namespace slr {
 namespace {
 
-// The bounds of part `index` of `parts`, aligned so that two threads never write to one cache line of elements.
-int64_t bound(int64_t size, int64_t parts, int64_t index) {
-  const int64_t step = ((size + parts - 1) / parts + 63) / 64 * 64;
-  return std::min(size, step * index);
+// The bounds of part `index` of `parts`: even in steps, the first parts one step longer where it does not divide.
+int64_t bound(int64_t size, int64_t step, int64_t parts, int64_t index) {
+  const int64_t steps = (size + step - 1) / step;
+  return std::min(size, (steps / parts * index + std::min(index, steps % parts)) * step);
 }
 
 }  // namespace
 
-void parallel_for(int64_t size, int64_t grain, int32_t threads, RangeBody body, const void* context) {
+void parallel_for(int64_t size, int64_t grain, int32_t threads, RangeBody body, const void* context, int64_t step) {
   const int64_t parts = std::min<int64_t>(threads, size / std::max<int64_t>(grain, 1));
   if (parts <= 1) {
     if (size > 0) body(context, 0, size);
@@ -33,7 +33,7 @@ void parallel_for(int64_t size, int64_t grain, int32_t threads, RangeBody body, 
 #pragma omp parallel num_threads(static_cast<int>(parts))
   {
     const int64_t team = omp_get_num_threads(), index = omp_get_thread_num();
-    const int64_t begin = bound(size, team, index), end = bound(size, team, index + 1);
+    const int64_t begin = bound(size, step, team, index), end = bound(size, step, team, index + 1);
     if (begin < end) body(context, begin, end);
   }
 #elif defined(SLR_THREADS_STD)
@@ -42,11 +42,11 @@ void parallel_for(int64_t size, int64_t grain, int32_t threads, RangeBody body, 
   try {
     workers.reserve(parts - 1);
     for (; part < parts; ++part)
-      workers.emplace_back(body, context, bound(size, parts, part), bound(size, parts, part + 1));
+      workers.emplace_back(body, context, bound(size, step, parts, part), bound(size, step, parts, part + 1));
   } catch (const std::system_error&) {
-    body(context, bound(size, parts, part), size);  // no more threads to be had: the rest runs here
+    body(context, bound(size, step, parts, part), size);  // no more threads to be had: the rest runs here
   }
-  body(context, 0, bound(size, parts, 1));
+  body(context, 0, bound(size, step, parts, 1));
   for (std::thread& worker : workers) worker.join();
 #else
   body(context, 0, size);

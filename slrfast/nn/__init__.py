@@ -1,20 +1,26 @@
-"""Modules with state: memory banks, momentum encoders, graph networks and transformers. The maths is in slrfast.ops."""
+"""Modules with state: memory banks and losses, momentum encoders, graph networks, transformers; maths is in ops."""
 
 from slrfast.nn.attention import AttentionPool, PoseTransformer
-from slrfast.nn.bank import MemoryBank
+from slrfast.nn.bank import FactoredBank, MemoryBank
 from slrfast.nn.gcn import GCNBlock, GraphConv, PartGCN
 from slrfast.nn.head import ProjectionHead
+from slrfast.nn.losses import FeatureConsistency, InfoNCE, KnowledgeTransfer, SemanticPositives
 from slrfast.nn.momentum import MomentumEncoder
 from slrfast.nn.temporal import TemporalBlock
 
 __all__ = [
     "AttentionPool",
+    "FactoredBank",
+    "FeatureConsistency",
     "GCNBlock",
     "GraphConv",
+    "InfoNCE",
+    "KnowledgeTransfer",
     "MemoryBank",
     "MomentumEncoder",
     "PartGCN",
     "PoseTransformer",
     "ProjectionHead",
+    "SemanticPositives",
     "TemporalBlock",
 ]

@@ -1,10 +1,12 @@
 """Every operation as a function of tensors; each lives in the file of its name."""
 
 from slrfast.ops.augment import AugmentTensors, augment
+from slrfast.ops.bank_losses import bank_losses
 from slrfast.ops.enqueue import enqueue_
 from slrfast.ops.feature_kl import feature_kl
 from slrfast.ops.graph_conv import graph_conv
 from slrfast.ops.info_nce import info_nce
+from slrfast.ops.mined_bce import mined_bce
 from slrfast.ops.motion import motion
 from slrfast.ops.neighbor_kl import neighbor_kl
 from slrfast.ops.resample import resample
@@ -13,10 +15,12 @@ from slrfast.ops.topk_similarity import topk_similarity
 __all__ = [
     "AugmentTensors",
     "augment",
+    "bank_losses",
     "enqueue_",
     "feature_kl",
     "graph_conv",
     "info_nce",
+    "mined_bce",
     "motion",
     "neighbor_kl",
     "resample",

@@ -1,9 +1,11 @@
-"""What the losses with a gradient computed in the forward pass share: attaching that gradient, and the reduction."""
+"""What the losses over a bank share: attaching a gradient computed in the forward pass, reduction, mined indices."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from slrfast import checks
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -37,3 +39,11 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def check_positives(op: str, positives: Tensor, size: int) -> None:
+    """Raise ValueError for an index outside [-1, size - 1], where values may be read."""
+    if checks.may_read(positives):
+        outside = (positives < -1) | (positives >= size)
+        if bool(outside.any()):
+            checks.require(False, op, "positives", f"be in [-1, {size - 1}]", int(positives[outside][0]))

@@ -6,11 +6,47 @@ import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native
 from slrfast.ops import _dispatch
 from slrfast.reference import enqueue as reference
 
-_dispatch.register("enqueue_", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.enqueue_}
+# ---- schema and fake ------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("slrfast", "FRAGMENT")
+_library.define("enqueue_(Tensor(a!) bank, Tensor(b!) cursor, Tensor keys, bool normalize) -> ()")
+
+
+def _fake(bank: Tensor, cursor: Tensor, keys: Tensor, normalize: bool) -> None:
+    pass
+
+
+# ---- backends -------------------------------------------------------------------------------------------------------
+
+
+def _triton(*args) -> None:
+    from slrfast.kernels.triton import enqueue as kernel
+
+    kernel.enqueue_(*args)
+
+
+_dispatch.register("enqueue_", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": native.enqueue_, "triton": _triton, "reference": reference.enqueue_}
+
+
+def _forward(bank: Tensor, cursor: Tensor, keys: Tensor, normalize: bool) -> None:
+    device = bank.device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        _FORWARD[_dispatch.choose("enqueue_", device)](bank, cursor, keys, normalize)
+    for written in (bank, cursor):  # a kernel writes behind autograd's back; who saved the bank must notice
+        if not written.is_inference():
+            torch.autograd.graph.increment_version(written)
+
+
+_library.impl("enqueue_", _forward, "CompositeExplicitAutograd")
+torch.library.register_fake("slrfast::enqueue_", _fake, lib=_library)
+
+
+# ---- public ---------------------------------------------------------------------------------------------------------
 
 
 def enqueue_(bank: Tensor, cursor: Tensor, keys: Tensor, *, normalize: bool = True) -> None:
@@ -21,12 +57,13 @@ def enqueue_(bank: Tensor, cursor: Tensor, keys: Tensor, *, normalize: bool = Tr
 
     Args:
         bank: [N, D], any strides (``queue.T`` of a MoCo queue is written through), float64, float32, bfloat16 or
-            float16; changed in place.
+            float16; changed in place. One that requires grad is a warning, as none flows.
         cursor: [] int64 on the bank's device, the row that is written next; changed in place.
         keys: [B, D]; the dtype may differ; no gradient.
         normalize: divide each key by its length (a key shorter than 1e-12 by 1e-12).
     Raises:
-        TypeError: a tensor of another dtype. ValueError: shapes or devices that do not fit, or an empty bank.
+        TypeError: a tensor of another dtype. ValueError: shapes or devices that do not fit, an empty bank, or
+            one whose rows share memory.
     Numerics:
         Keys are normalised in float32 (float64 for float64) and then rounded once to the bank's dtype. The device is
         not synchronised; B rows are written.
@@ -36,10 +73,14 @@ def enqueue_(bank: Tensor, cursor: Tensor, keys: Tensor, *, normalize: bool = Tr
     >>> bank.flatten(), cursor
     (tensor([8., 0., 7.]), tensor(1))
     """
-    sizes = checks.shapes("enqueue_", bank=(bank, "N D"), cursor=(cursor, ""), keys=(keys, "B D"))
-    checks.floating("enqueue_", bank=bank, keys=keys)
-    checks.dtype("enqueue_", torch.int64, cursor=cursor)
-    checks.same_device("enqueue_", bank=bank, cursor=cursor, keys=keys)
-    checks.require(sizes["N"] >= 1, "enqueue_", "bank", "have at least one row", list(bank.shape))
+    op = "enqueue_"
+    sizes = checks.shapes(op, bank=(bank, "N D"), cursor=(cursor, ""), keys=(keys, "B D"))
+    checks.floating(op, bank=bank, keys=keys)
+    checks.dtype(op, torch.int64, cursor=cursor)
+    checks.same_device(op, bank=bank, cursor=cursor, keys=keys)
+    checks.require(sizes["N"] >= 1, op, "bank", "have at least one row", list(bank.shape))
+    shared = any(size > 1 and stride == 0 for size, stride in zip(bank.shape, bank.stride(), strict=True))
+    checks.require(not shared, op, "bank", "have memory of its own for every element", f"strides {bank.stride()}")
+    checks.no_gradient(op, bank=bank)
     with torch.no_grad():
-        _FORWARD[_dispatch.choose("enqueue_", bank.device.type)](bank, cursor, keys.detach(), normalize)
+        torch.ops.slrfast.enqueue_(bank, cursor, keys.detach(), normalize)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native
 from slrfast.ops import _dispatch
 from slrfast.ops._losses import REDUCTIONS, attach, reduce, wants_grad
 from slrfast.reference import feature_kl as reference
@@ -26,8 +27,15 @@ def _fake(teacher: Tensor, student: Tensor, temperature: float, want_grad: bool)
 
 # ---- backends -------------------------------------------------------------------------------------------------------
 
-_dispatch.register("feature_kl", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.feature_kl_grad}
+
+def _triton(*args) -> tuple[Tensor, Tensor]:
+    from slrfast.kernels.triton import feature_kl as kernel
+
+    return kernel.feature_kl(*args)
+
+
+_dispatch.register("feature_kl", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": native.feature_kl, "triton": _triton, "reference": reference.feature_kl_grad}
 
 
 def _forward(teacher: Tensor, student: Tensor, temperature: float, want_grad: bool) -> tuple[Tensor, Tensor]:
@@ -53,7 +61,7 @@ def feature_kl(teacher: Tensor, student: Tensor, *, temperature: float = 0.1, re
         teacher: [B, D], any strides, float64, float32, bfloat16 or float16; no gradient, even if it requires one.
         student: [B, D]; the dtype may differ. Gradient flows.
         temperature: > 0.
-        reduction: "mean", "sum" or "none" over the B rows.
+        reduction: "mean" (of no rows: nan), "sum" or "none" over the B rows.
     Returns:
         The loss in nats, [] or [B], float32 (float64 if an input is), also under autocast.
     Raises:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native
 from slrfast.ops import _dispatch
 from slrfast.ops._losses import REDUCTIONS, attach, reduce, wants_grad
 from slrfast.reference import info_nce as reference
@@ -32,8 +33,15 @@ def _fake(
 
 # ---- backends -------------------------------------------------------------------------------------------------------
 
-_dispatch.register("info_nce", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.info_nce_grad}
+
+def _triton(*args) -> tuple[Tensor, Tensor, Tensor]:
+    from slrfast.kernels.triton import info_nce as kernel
+
+    return kernel.info_nce(*args)
+
+
+_dispatch.register("info_nce", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": native.info_nce, "triton": _triton, "reference": reference.info_nce_grad}
 
 
 def _forward(query: Tensor, *args) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,10 +95,11 @@ def info_nce(
     Args:
         query: [B, D], any strides, float64, float32, bfloat16 or float16. Gradient flows.
         positive: [B, D], the key of every query; dtypes may differ. Gradient flows if it requires one.
-        bank: [N, D] negatives, for example ``queue.T`` of a MoCo queue; no gradient, even if it requires one. It is
-            neither copied nor saved and may be overwritten before the backward pass.
+        bank: [N, D] negatives, for example ``queue.T`` of a MoCo queue; no gradient, even if it requires one (that is a
+            warning). It is neither copied nor saved and may be overwritten before the backward pass. With N = 0 the
+            loss is 0.
         temperature: > 0.
-        reduction: "mean", "sum" or "none" over the B rows.
+        reduction: "mean" (of no rows: nan), "sum" or "none" over the B rows.
         return_rank: also return each positive's rank.
     Returns:
         The loss, [] or [B], float32 (float64 if an input is), also under autocast; with ``return_rank`` a pair with
@@ -113,6 +122,7 @@ def info_nce(
     checks.same_device("info_nce", query=query, positive=positive, bank=bank)
     checks.positive("info_nce", temperature=temperature)
     checks.choice("info_nce", REDUCTIONS, reduction=reduction)
+    checks.no_gradient("info_nce", bank=bank)
     loss, rank, grad = torch.ops.slrfast.info_nce(
         query.detach(), positive.detach(), bank.detach(), temperature, wants_grad(query), return_rank
     )

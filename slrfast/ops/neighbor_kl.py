@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native
 from slrfast.ops import _dispatch
 from slrfast.ops._losses import REDUCTIONS, attach, reduce, wants_grad
 from slrfast.reference import neighbor_kl as reference
@@ -37,8 +38,15 @@ def _fake(
 
 # ---- backends -------------------------------------------------------------------------------------------------------
 
-_dispatch.register("neighbor_kl", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.neighbor_kl_grad}
+
+def _triton(*args) -> tuple[Tensor, Tensor]:
+    from slrfast.kernels.triton import neighbor_kl as kernel
+
+    return kernel.neighbor_kl(*args)
+
+
+_dispatch.register("neighbor_kl", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": native.neighbor_kl, "triton": _triton, "reference": reference.neighbor_kl_grad}
 
 
 def _forward(teacher: Tensor, *args) -> tuple[Tensor, Tensor]:
@@ -74,14 +82,14 @@ def neighbor_kl(
 
     Args:
         teacher: [B, D], any strides, float64, float32, bfloat16 or float16; no gradient, even if it requires one.
-        teacher_bank: [N, D], no gradient.
+        teacher_bank: [N, D], N >= 1; no gradient, even if it requires one (that is a warning).
         student: [B, D'], where D' may differ from D. Gradient flows.
-        student_bank: [N, D'], row i the same instance as row i of ``teacher_bank``, or that very tensor; no gradient.
-            Banks are neither copied nor saved and may be overwritten before the backward pass.
+        student_bank: [N, D'], row i the same instance as row i of ``teacher_bank``, or that very tensor; no gradient
+            either. Banks are neither copied nor saved and may be overwritten before the backward pass.
         k: number of neighbours, in [1, N]; of equal similarities at the border the lowest indices count.
         teacher_temperature: > 0.
         student_temperature: > 0.
-        reduction: "mean", "sum" or "none" over the B rows.
+        reduction: "mean" (of no rows: nan), "sum" or "none" over the B rows.
     Returns:
         The loss in nats, [] or [B], float32 (float64 if an input is), also under autocast.
     Raises:
@@ -112,6 +120,7 @@ def neighbor_kl(
     checks.integer_between(op, 1, sizes["N"], k=k)
     checks.positive(op, teacher_temperature=teacher_temperature, student_temperature=student_temperature)
     checks.choice(op, REDUCTIONS, reduction=reduction)
+    checks.no_gradient(op, teacher_bank=teacher_bank, student_bank=student_bank)
     detached = [tensor.detach() for tensor in tensors.values()]
     loss, grad = torch.ops.slrfast.neighbor_kl(
         *detached, k, teacher_temperature, student_temperature, wants_grad(student)

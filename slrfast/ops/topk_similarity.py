@@ -6,26 +6,64 @@ import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native
 from slrfast.ops import _dispatch
+from slrfast.ops._losses import wants_grad
 from slrfast.reference import topk_similarity as reference
+from slrfast.reference.precision import accumulation_dtype
+
+# ---- schema and fake ------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("slrfast", "FRAGMENT")
+_library.define("topk_similarity(Tensor query, Tensor bank, SymInt k, bool sorted) -> (Tensor values, Tensor indices)")
+_library.define("topk_similarity_grad(Tensor grad, Tensor indices, Tensor bank) -> Tensor")
+
+
+def _fake(query: Tensor, bank: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
+    values = query.new_empty(query.shape[0], k, dtype=accumulation_dtype(query, bank))
+    return values, torch.empty_like(values, dtype=torch.int64)
+
+
+def _fake_grad(grad: Tensor, indices: Tensor, bank: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[0], bank.shape[1], dtype=accumulation_dtype(grad, bank))
+
 
 # ---- backends -------------------------------------------------------------------------------------------------------
 
-_dispatch.register("topk_similarity", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.topk_similarity}
-_GRAD = {"reference": reference.topk_similarity_grad}
+
+def _triton(*args) -> tuple[Tensor, Tensor]:
+    from slrfast.kernels.triton import topk_similarity as kernel
+
+    return kernel.topk_similarity(*args)
 
 
-def _forward(query: Tensor, bank: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
+def _triton_grad(*args) -> Tensor:
+    from slrfast.kernels.triton import topk_similarity as kernel
+
+    return kernel.topk_similarity_grad(*args)
+
+
+_dispatch.register("topk_similarity", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": native.topk_similarity, "triton": _triton, "reference": reference.topk_similarity}
+_GRAD = {"native": native.topk_similarity_grad, "triton": _triton_grad, "reference": reference.topk_similarity_grad}
+
+
+def _forward(query: Tensor, *args) -> tuple[Tensor, Tensor]:
     device = query.device.type
     with torch.autocast(device, enabled=False):
-        return _FORWARD[_dispatch.choose("topk_similarity", device)](query, bank, k, sorted)
+        return _FORWARD[_dispatch.choose("topk_similarity", device)](query, *args)
 
 
-def _grad(grad: Tensor, indices: Tensor, bank: Tensor) -> Tensor:
+def _grad(grad: Tensor, *args) -> Tensor:
     device = grad.device.type
     with torch.autocast(device, enabled=False):
-        return _GRAD[_dispatch.choose("topk_similarity", device)](grad, indices, bank)
+        return _GRAD[_dispatch.choose("topk_similarity", device)](grad, *args)
+
+
+_library.impl("topk_similarity", _forward, "CompositeExplicitAutograd")
+_library.impl("topk_similarity_grad", _grad, "CompositeExplicitAutograd")
+torch.library.register_fake("slrfast::topk_similarity", _fake, lib=_library)
+torch.library.register_fake("slrfast::topk_similarity_grad", _fake_grad, lib=_library)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------
@@ -34,7 +72,7 @@ def _grad(grad: Tensor, indices: Tensor, bank: Tensor) -> Tensor:
 class _TopKSimilarity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, bank: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
-        values, indices = _forward(query, bank, k, sorted)
+        values, indices = torch.ops.slrfast.topk_similarity(query, bank, k, sorted)
         ctx.save_for_backward(bank, indices)
         ctx.mark_non_differentiable(indices)
         ctx.dtype = query.dtype
@@ -44,7 +82,7 @@ class _TopKSimilarity(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor, _):
         bank, indices = ctx.saved_tensors
-        return _grad(grad, indices, bank).to(ctx.dtype), None, None, None
+        return torch.ops.slrfast.topk_similarity_grad(grad, indices, bank).to(ctx.dtype), None, None, None
 
 
 # ---- public ---------------------------------------------------------------------------------------------------------
@@ -59,7 +97,7 @@ def topk_similarity(query: Tensor, bank: Tensor, k: int, *, sorted: bool = True)
 
     Args:
         query: [B, D], any strides, float64, float32, bfloat16 or float16. Gradient flows through the values.
-        bank: [N, D]; the dtype may differ; no gradient, even if it requires one.
+        bank: [N, D], N >= 1; the dtype may differ; no gradient, even if it requires one (that is a warning).
         k: number of rows, in [1, N].
         sorted: order each row by falling value; otherwise the order is unspecified (but deterministic).
     Returns:
@@ -80,6 +118,7 @@ def topk_similarity(query: Tensor, bank: Tensor, k: int, *, sorted: bool = True)
     checks.floating("topk_similarity", query=query, bank=bank)
     checks.same_device("topk_similarity", query=query, bank=bank)
     checks.integer_between("topk_similarity", 1, sizes["N"], k=k)
-    if query.requires_grad and torch.is_grad_enabled():
+    checks.no_gradient("topk_similarity", bank=bank)
+    if wants_grad(query):
         return _TopKSimilarity.apply(query, bank.detach(), k, sorted)
-    return _forward(query, bank.detach(), k, sorted)
+    return torch.ops.slrfast.topk_similarity(query.detach(), bank.detach(), k, sorted)

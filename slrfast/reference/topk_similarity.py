@@ -56,7 +56,7 @@ def topk_similarity(query: Tensor, bank: Tensor, k: int, sorted: bool) -> tuple[
 
 def topk_similarity_grad(grad: Tensor, indices: Tensor, bank: Tensor) -> Tensor:
     """The adjoint of the values [B, k] for the query [B, D]: sum_j grad[b, j] bank[indices[b, j]]."""
-    total = grad.new_zeros(grad.shape[0], bank.shape[1])
+    total = grad.new_zeros(grad.shape[0], bank.shape[1], dtype=accumulation_dtype(grad, bank))
     for start in range(0, grad.shape[1], GATHER):
         some = slice(start, start + GATHER)
         weight, rows = widen(grad[:, some], bank[indices[:, some]])

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from itertools import permutations
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from slrfast import checks, graphs, ops
 from slrfast.data import AugmentPlan, PoseBatch
 from slrfast.nn import (
     AttentionPool,
+    FactoredBank,
+    FeatureConsistency,
+    InfoNCE,
+    KnowledgeTransfer,
     MemoryBank,
     MomentumEncoder,
     PartGCN,
@@ -52,6 +57,11 @@ class Parts(NamedTuple):
     hand: Tensor
     trunk: Tensor
     total: Tensor | None = None
+
+    @property
+    def anchor(self) -> Tensor:
+        """Eq. 4: the sum of hand and trunk (legacy: what the total head makes of it)."""
+        return self.hand + self.trunk if self.total is None else self.total
 
 
 class STCEncoder(nn.Module):
@@ -137,19 +147,47 @@ class STC(Pretrained):
                 joint_fraction=config.joint_fraction,
                 swap_probability=config.swap_probability,
             )
-        sizes = {"hand": config.part_rows, "trunk": config.part_rows} | (
-            {"total": config.bank_size} if config.total_head else {}
-        )
-        dtype = getattr(torch, config.bank_dtype)
-
-        def banks() -> nn.ModuleDict:
-            shape = {"dim": config.embedding, "dtype": dtype, "normalize": config.normalize}
-            return nn.ModuleDict({part: MemoryBank(size, **shape) for part, size in sizes.items()})
-
         query = {stream: STCEncoder(config) for stream in config.streams}
         self.query = nn.ModuleDict(query)  # type: ignore[assignment]
         self.key = nn.ModuleDict({s: KeyEncoder(encoder, config.momentum) for s, encoder in query.items()})  # type: ignore[assignment]
-        self.banks = nn.ModuleDict({stream: banks() for stream in config.streams})  # type: ignore[assignment]
+        self.banks = nn.ModuleDict({stream: self._new_banks() for stream in config.streams})  # type: ignore[assignment]
+        # plain dicts, because the banks are registered above and the losses have no other state
+        self.contrast = {
+            s: {part: InfoNCE(bank, temperature=config.temperature) for part, bank in banks.items()}
+            for s, banks in self.banks.items()
+        }
+        self.consistency = {s: self._new_consistency(banks) for s, banks in self.banks.items()}
+        anchors: dict[str, Any] = {s: banks["total"] if config.total_head else banks for s, banks in self.banks.items()}
+        self.transfer = {
+            (a, b): self._neighbors(anchors[a], anchors[b], config.neighbors)
+            for a, b in permutations(config.streams, 2)
+        }
+
+    def _new_banks(self) -> nn.ModuleDict:
+        """Banks of hand and trunk whose sum are the anchors (legacy: three banks on their own)."""
+        config = self.config
+        options = {"dtype": getattr(torch, config.bank_dtype), "normalize": config.normalize}
+        if not config.total_head:
+            return FactoredBank(config.part_rows, config.embedding, ("hand", "trunk"), **options)
+        rows = {"hand": config.part_rows, "trunk": config.part_rows, "total": config.bank_size}
+        return nn.ModuleDict({part: MemoryBank(size, config.embedding, **options) for part, size in rows.items()})
+
+    def _new_consistency(self, banks: Mapping[str, MemoryBank]) -> tuple[nn.Module, nn.Module]:
+        """The losses with which the hand teaches the trunk and the trunk the hand."""
+        config = self.config
+        if config.consistency == "features":
+            return (FeatureConsistency(temperature=config.consistency_temperature),) * 2
+        hand, trunk = banks["hand"], banks["trunk"]
+        k = config.part_nearest
+        return self._neighbors(hand, trunk, k), self._neighbors(trunk, hand, k)
+
+    def _neighbors(
+        self, teacher: MemoryBank | FactoredBank, student: MemoryBank | FactoredBank, k: int
+    ) -> KnowledgeTransfer:
+        return KnowledgeTransfer(
+            teacher, student, k,
+            teacher_temperature=self.config.teacher_temperature, student_temperature=self.config.student_temperature,
+        )  # fmt: skip
 
     def training_step(self, batch: PoseBatch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The losses of one batch; the keys are enqueued before it returns, which is legal before ``backward``.
@@ -183,70 +221,28 @@ class STC(Pretrained):
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=next(iter(query.values())).hand.device)
         for s in config.streams:
-            single = terms[f"{s}/contrast"] = self._contrast(s, query[s], key[s])
+            q, k = query[s], key[s]
+            contrast = [nce(getattr(q, part), getattr(k, part)) for part, nce in self.contrast[s].items()]
+            single = terms[f"{s}/contrast"] = torch.stack(contrast).sum()  # Eq. 2
             if config.consistency_weight:
-                terms[f"{s}/consistency"] = self._consistency(s, query[s], key[s])
+                hand_teaches, trunk_teaches = self.consistency[s]  # Eq. 3
+                terms[f"{s}/consistency"] = hand_teaches(k.hand, q.trunk) + trunk_teaches(k.trunk, q.hand)
                 single = single + config.consistency_weight * terms[f"{s}/consistency"]
             loss = loss + weights[s] * single
-        if len(config.streams) == 2 and config.transfer_weight:
-            anchors = {s: self._anchors(s) for s in config.streams}
-            for a, b in (("joint", "motion"), ("motion", "joint")):
-                terms[f"{a}_to_{b}"] = self._transfer(key[a], query[b], anchors[a], anchors[b])
+        if config.transfer_weight:
+            for (a, b), transfer in self.transfer.items():  # Eq. 6
+                terms[f"{a}_to_{b}"] = transfer(key[a].anchor, query[b].anchor)
                 loss = loss + config.transfer_weight * terms[f"{a}_to_{b}"]
         return {"loss": loss, **terms}
 
     def enqueue(self, key: dict[str, Parts]) -> None:
         """Write the keys into the banks, row for row the same clips in all of them."""
-        for s in self.config.streams:
-            for part, bank in self.banks[s].items():
-                bank.enqueue(getattr(key[s], part))
-
-    def _contrast(self, stream: str, query: Parts, key: Parts) -> Tensor:
-        """Eq. 2: InfoNCE of every head against its bank, summed over heads."""
-        terms = [
-            ops.info_nce(getattr(query, part), getattr(key, part), bank.features, temperature=self.config.temperature)
-            for part, bank in self.banks[stream].items()
-        ]
-        return torch.stack(terms).sum()
-
-    def _consistency(self, stream: str, query: Parts, key: Parts) -> Tensor:
-        """Eq. 3: the keys' hand distribution teaches the trunk and the trunk's teaches the hand."""
-        config = self.config
-        if config.consistency == "features":
-            temperature = config.consistency_temperature
-            return ops.feature_kl(key.hand, query.trunk, temperature=temperature) + ops.feature_kl(
-                key.trunk, query.hand, temperature=temperature
-            )
-        hand, trunk = self.banks[stream]["hand"].features, self.banks[stream]["trunk"].features
-        return self._neighbor_kl(key.hand, hand, query.trunk, trunk, config.part_nearest) + self._neighbor_kl(
-            key.trunk, trunk, query.hand, hand, config.part_nearest
-        )
-
-    def _transfer(self, teacher: Parts, student: Parts, source: Tensor, target: Tensor) -> Tensor:
-        """Eq. 6: the student's similarities to its anchors follow the teacher's, over the teacher's K nearest."""
-        if self.config.total_head:
-            assert teacher.total is not None and student.total is not None
-            return self._neighbor_kl(teacher.total, source, student.total, target, self.config.neighbors)
-        return self._neighbor_kl(
-            teacher.hand + teacher.trunk, source, student.hand + student.trunk, target, self.config.neighbors
-        )
-
-    def _anchors(self, stream: str) -> Tensor:
-        """Eq. 4: anchor i is the sum of the hand and trunk rows i, which are the same clip (legacy: its own bank)."""
-        banks = self.banks[stream]
-        if self.config.total_head:
-            return banks["total"].features
-        hand, trunk = banks["hand"].features, banks["trunk"].features
-        wide = torch.promote_types(hand.dtype, torch.float32)
-        return hand.to(wide) + trunk.to(wide)
-
-    def _neighbor_kl(
-        self, teacher: Tensor, teacher_bank: Tensor, student: Tensor, student_bank: Tensor, k: int
-    ) -> Tensor:
-        return ops.neighbor_kl(
-            teacher, teacher_bank, student, student_bank, k,
-            teacher_temperature=self.config.teacher_temperature, student_temperature=self.config.student_temperature,
-        )  # fmt: skip
+        for s, banks in self.banks.items():
+            if isinstance(banks, FactoredBank):
+                banks.enqueue(key[s].hand, key[s].trunk)
+            else:
+                for part, bank in banks.items():
+                    bank.enqueue(getattr(key[s], part))
 
     @torch.no_grad()
     def update_after_step(self) -> None:

@@ -1,4 +1,8 @@
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -32,18 +36,65 @@ def test_no_time_for_a_wrong_answer(wrong):
             harness.measure(case(**{name: wrong}))
 
 
-def test_candidates_are_interleaved_in_turning_order(monkeypatch):
+def test_candidates_are_interleaved_in_turning_order_each_after_a_call_that_is_not_timed(monkeypatch):
     order = []
-    monkeypatch.setattr(machine, "timed", lambda call, repeats, device: order.append(call()) or 1.0)
-    calls = {name: lambda name=name: name for name in ("a", "b", "c")}
+    monkeypatch.setattr(machine, "timed", lambda call, repeats, device: order.append(call().upper()) or 1.0)
+    calls = {name: lambda name=name: order.append(name) or name for name in ("a", "b", "c")}
     harness.samples(Case("order", {}, calls, list, 1, 1), rounds=3)
-    assert "".join(order) == "aaabbbccc" + "abc" + "bca" + "cab"
+    warm_up = "aA" * 3 + "bB" * 3 + "cC" * 3
+    assert "".join(order) == warm_up + "".join(f"{name}{name}{name.upper()}" for name in "abc" + "bca" + "cab")
+
+
+def test_our_forms_are_held_to_the_baseline_or_to_a_tolerance_of_their_own():
+    off = {"slrfast, bf16 banks": lambda: [torch.linspace(0, 1, 1000) * 2.002]}
+    with pytest.raises(WrongAnswer, match="slrfast, bf16 banks is off by 0.001"):
+        harness.errors(case(**off))
+    allowed = dataclasses.replace(case(**off), tolerances={"slrfast, bf16 banks": 0.01})
+    result = harness.measure(allowed, rounds=2)
+    assert result["allowed_error"]["slrfast, bf16 banks"] == 0.01 and result["allowed_error"]["eager"] == 1e-6
+    assert 2e-7 <= result["allowed_error"]["slrfast"] < 1e-6
+    assert not harness.is_ours("slrfaster") and harness.is_ours("slrfast, queue.T")
+
+
+def test_other_peoples_code_may_err_as_much_as_the_baseline():
+    slightly = {"torch.compile": lambda: [torch.linspace(0, 1, 1000) * 2 + 1.8e-6]}
+    assert harness.errors(case(**slightly))["torch.compile"] > 1.5 * 2e-7
+    with pytest.raises(WrongAnswer):
+        harness.errors(dataclasses.replace(case(**slightly), tolerance=5e-7))
+
+
+def test_a_case_sets_its_threads_and_gives_them_back():
+    seen, before = [], torch.get_num_threads()
+    counted = case(eager=lambda: seen.append(torch.get_num_threads()) or [torch.linspace(0, 1, 1000) * 2])
+    result = harness.measure(dataclasses.replace(counted, threads=before + 1), rounds=1)
+    assert set(seen) == {before + 1} and result["threads"] == before + 1 and torch.get_num_threads() == before
+
+
+def test_results_are_reduced_before_the_comparison_and_carry_memory_and_what_was_skipped():
+    unordered = case(**{"slrfast, unsorted": lambda: [torch.linspace(0, 1, 1000).flip(0) * 2]})
+    with pytest.raises(WrongAnswer, match="unsorted"):
+        harness.errors(unordered)
+    complete = dataclasses.replace(
+        unordered, compared=lambda r: [r[0].sort().values], skipped={"faiss": "absent"}, peak_bytes=lambda: {"eager": 7}
+    )
+    result = harness.measure(complete, rounds=1)
+    assert result["skipped"] == {"faiss": "absent"} and result["peak_bytes"] == {"eager": 7}
+    assert "skipped faiss: absent" in harness.line("double", result)
+
+
+def test_the_label_names_the_machine_and_isa_what_ran():
+    if not machine.isa().startswith("avx"):
+        pytest.skip(f"the kernels of this machine are {machine.isa()}")
+    code = "from benchmarks import machine; print(machine.isa(), machine.label('cpu'))"
+    environment = {**os.environ, "SLRFAST_CPU_ISA": "avx2"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["avx2", machine.label("cpu")]
 
 
 def test_saved_run_says_what_ran_where(tmp_path):
     path = harness.save("double", [harness.measure(case(), rounds=2)], tmp_path)
     run = json.loads(path.read_text())
     assert path.name == f"double-{run['commit']}.json"
-    assert {"op", "machine", "commit", "date", "versions", "threads", "load", "cases"} <= set(run)
+    assert {"op", "machine", "commit", "date", "versions", "threads", "isa", "load", "cases"} <= set(run)
     assert run["cases"][0]["shapes"] == {"x": [1000]} and run["versions"]["torch"]
     assert "/" not in run["machine"] and run["machine"].startswith("cpu-")

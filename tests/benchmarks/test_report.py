@@ -15,6 +15,7 @@ CASE = {
 
 def write(folder, op, commit, date, **case):
     run = {"op": op, "machine": "cpu-x", "commit": commit, "date": date, "threads": 2, "versions": {"torch": "2.13"}}
+    run["isa"] = "avx2"
     path = folder / "cpu-x" / f"{op}-{commit}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**run, "cases": [{**CASE, **case}]}))
@@ -29,6 +30,35 @@ def test_newest_run_of_every_op_with_wins_and_losses(tmp_path):
     row = "| motion | paper x [64, 2] | 20 us | eager 100 us (5.00x), torch.compile 10 us (0.50x) | 1.2 | 1e-07 | new |"
     assert row in text
     assert "| phase | slrfast | eager |" in text and "| gcn | 2 s | 3.5 s |" in text
+
+
+def test_forms_of_slrfast_share_a_cell_and_skipped_candidates_are_named(tmp_path):
+    seconds = {"slrfast": 2e-5, "slrfast, bf16 banks": 1e-5, "eager": 1e-4}
+    date = "2026-01-01T00:00:00+00:00"
+    write(tmp_path, "info_nce", "one", date, seconds=seconds, skipped={"faiss": "not installed"})
+    row = "| 20 us, bf16 banks 10 us | eager 100 us (5.00x, 10.00x), faiss: not installed | 1.2 | 1e-07 | one |"
+    assert row in report.render(report.newest(tmp_path))
+
+
+def test_the_whole_loss_has_a_row_for_each_form_with_kernels_and_threads(tmp_path):
+    names = ("slrfast", "slrfast, bf16 banks", "slrfast, bf16 banks, CUDA graph", "eager")
+    seconds = dict(zip(names, (2e-2, 1e-2, 5e-3, 1e-1), strict=True))
+    figures = {"times_floor": dict.fromkeys(names, 2.0), "error": dict.fromkeys(names, 1e-6)}
+    date = "2026-01-01T00:00:00+00:00"
+    write(tmp_path, "stc_loss_avx2", "one", date, seconds=seconds, device="cpu", threads=1, **figures)
+    text = report.render(report.newest(tmp_path))
+    assert "| float32 banks | avx2 | 1 | 20 ms | eager 100 ms (5.00x) | 2.0 | 1e-06 | one |" in text
+    assert "| bf16 banks, CUDA graph | avx2 | 1 | 5 ms | eager 100 ms (20.00x) |" in text
+    assert "| stc_loss_avx2 |" not in text
+
+
+def test_memory_and_the_cost_of_a_product(tmp_path):
+    write(
+        tmp_path, "bank_memory", "one", "2026-01-01T00:00:00+00:00", shapes={"query": [10, 10], "bank": [100, 10]},
+        seconds={"slrfast": 1e-6, "eager": 1e-3}, peak_bytes={"slrfast": 2**20, "eager": 2**30},
+    )  # fmt: skip
+    row = "| 10 | 100 | 10 | 1 us | 100.0 ps | 1 ms | 100000.0 ps | 1.0 MiB | 1024.0 MiB | 0.1% |"
+    assert row in report.render(report.newest(tmp_path))
 
 
 def test_only_the_text_between_the_markers_changes():

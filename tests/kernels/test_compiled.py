@@ -32,37 +32,178 @@ def resources(file):
     return [(name, {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}) for name, line in found]
 
 
-def motion_variants():
-    from slrfast.kernels.triton.motion import TILE, difference
-
-    for element in ("fp32", "fp64", "bf16", "fp16"):
-        for wide in ("i32", "i64"):
-            constants = {"ROWS": 1, "BLOCK": TILE, "DOUBLE": element == "fp64"}
-            yield difference, {"source": f"*{element}", "result": f"*{element}"}, wide, constants
+def meta(*shape, dtype="float32", transposed=False):
+    """A tensor without memory: a launcher looks at its type, sizes and strides only."""
+    if transposed:
+        return meta(*shape[::-1], dtype=dtype).T
+    return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
 
 
-VARIANTS = {"motion": motion_variants}
+def motion_calls():
+    from slrfast.kernels.triton.motion import motion
+
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        for shape in ((64, 64, 49, 2), (1, 2**25, 49, 2)):  # the second needs 64-bit sizes
+            motion(meta(*shape, dtype=dtype), 1, True)
+
+
+def info_nce_calls():
+    from slrfast.kernels.triton.info_nce import info_nce
+
+    for b, n, d, query, bank, rank in (
+        (64, 16384, 128, "float32", "float32", False),
+        (64, 16384, 128, "float32", "float32", True),
+        (64, 16384, 128, "float32", "bfloat16", False),
+        (64, 16384, 128, "bfloat16", "bfloat16", False),
+        (256, 65536, 2048, "float32", "float32", True),
+        (64, 16384, 128, "float64", "float64", True),
+    ):
+        q = meta(b, d, dtype=query)
+        info_nce(q, q, meta(n, d, dtype=bank), 0.07, True, rank)
+    q = meta(64, 128)
+    info_nce(q, q, meta(65536, 128, transposed=True), 0.07, True, False)  # queue.T of MoCo
+    info_nce(q, q, meta(65536, 128, transposed=True), 0.07, True, True)
+    info_nce(q, q, meta(2**25, 128, transposed=True), 0.07, True, True)  # offsets beyond 32 bits
+    info_nce(q, q, meta(16384, 128), 0.07, False, False)
+
+
+def mined_bce_calls():
+    from slrfast.kernels.triton.mined_bce import mined_bce
+
+    positives = meta(64, 20, dtype="int64")
+    for query, bank in (("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "float64")):
+        mined_bce(meta(64, 128, dtype=query), meta(16384, 128, dtype=bank), positives, 0.02, True)
+    mined_bce(meta(64, 128), meta(65536, 128, transposed=True), positives, 0.02, True)
+    mined_bce(meta(64, 2048), meta(16384, 2048, dtype="bfloat16"), positives, 0.02, True)
+
+
+def bank_losses_calls():
+    from slrfast.kernels.triton.bank_losses import bank_losses
+
+    positives = meta(128, 20, dtype="int64")
+    for d, query, bank in (
+        (128, "float32", "float32"),
+        (128, "float32", "bfloat16"),
+        (128, "bfloat16", "bfloat16"),
+        (2048, "float32", "float32"),
+    ):
+        q = meta(128, d, dtype=query)
+        bank_losses(q, q, meta(16384, d, dtype=bank), positives, 0.07, 0.02, True)
+    q = meta(128, 123)  # rows that are not aligned
+    bank_losses(q, q, meta(16384, 123), positives, 0.07, 0.02, True)
+
+
+def feature_kl_calls():
+    from slrfast.kernels.triton.feature_kl import feature_kl
+
+    for d, teacher, student in (
+        (128, "float32", "float32"),
+        (8192, "bfloat16", "float16"),
+        (128, "float64", "float32"),
+    ):
+        feature_kl(meta(64, d, dtype=teacher), meta(64, d, dtype=student), 0.1, True)
+
+
+def enqueue_calls():
+    from slrfast.kernels.triton.enqueue import enqueue_
+
+    for d, bank, keys in ((128, "float32", "float32"), (2048, "bfloat16", "float32"), (128, "float16", "float64")):
+        enqueue_(meta(16384, d, dtype=bank), meta(dtype="int64"), meta(64, d, dtype=keys), True)
+    enqueue_(meta(65536, 128, transposed=True), meta(dtype="int64"), meta(64, 128), False)
+
+
+def neighbor_kl_calls():
+    from slrfast.kernels.triton.neighbor_kl import neighbor_kl
+
+    for n, query, bank in (
+        (16384, "float32", "float32"),
+        (16384, "float32", "bfloat16"),
+        (16384, "bfloat16", "bfloat16"),
+        (1000, "float16", "float32"),
+        (8192, "float64", "float64"),
+        (65536, "float32", "float32"),  # more scores than the registers hold
+        (65536, "float32", "float64"),
+    ):
+        q, m = meta(64, 128, dtype=query), meta(n, 128, dtype=bank)
+        neighbor_kl(q, m, q, m, n // 2, 0.05, 0.1, True)
+    narrow, wide = meta(2**25, 123, transposed=True), meta(2**25, 512, transposed=True)  # offsets beyond 32 bits
+    neighbor_kl(meta(3, 123), narrow, meta(3, 512), wide, 7, 0.05, 0.1, True)
+    neighbor_kl(meta(20, 123), meta(999, 123), meta(20, 77), meta(999, 77, dtype="bfloat16"), 7, 0.05, 0.1, False)
+
+
+def topk_similarity_calls():
+    from slrfast.kernels.triton.topk_similarity import topk_similarity, topk_similarity_grad
+
+    for dtypes in (("float32", "float32"), ("float32", "bfloat16"), ("float16", "float16"), ("float64", "float32")):
+        query, bank = meta(64, 128, dtype=dtypes[0]), meta(16384, 128, dtype=dtypes[1])
+        for k in (10, 8192):
+            values, indices = topk_similarity(query, bank, k, True)
+            topk_similarity_grad(values, indices, bank)
+    for k in (20, 40, 128):
+        topk_similarity(meta(64, 128), meta(2**20, 128), k, False)
+    queue = meta(2**25, 123, transposed=True)  # offsets beyond 32 bits, rows that are not aligned
+    for k in (10, 1000):
+        topk_similarity_grad(*topk_similarity(meta(20, 123), queue, k, True), queue)
+
+
+# op -> calls of its launchers: every kernel that they launch is compiled, in the configuration that they choose
+VARIANTS = {
+    "motion": motion_calls,
+    "info_nce": info_nce_calls,
+    "mined_bce": mined_bce_calls,
+    "bank_losses": bank_losses_calls,
+    "feature_kl": feature_kl_calls,
+    "enqueue": enqueue_calls,
+    "neighbor_kl": neighbor_kl_calls,
+    "topk_similarity": topk_similarity_calls,
+}
+
+
+def specialized(kernel, arguments):
+    """Signature, constants and attributes of a launch, as Triton derives them: 1 is a constant, 16 divides or not."""
+    from triton.runtime.jit import mangle_type
+
+    signature, constants, attributes = {}, {}, {}
+    for position, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
+        name, integer = parameter.name, isinstance(value, int) and not isinstance(value, bool)
+        if parameter.is_constexpr or (integer and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        signature[name] = parameter.annotation_type or mangle_type(value)
+        if isinstance(value, torch.Tensor) or (integer and value % 16 == 0):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
 
 
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 @pytest.mark.parametrize("op", VARIANTS)
-def test_triton_kernels_compile_without_spills(op, capability, tmp_path):
+def test_triton_kernels_compile_without_spills(op, capability, tmp_path, monkeypatch):
     triton = pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter replaces the compiler")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    for kernel, pointers, integer, constants in VARIANTS[op]():
-        signature = {name: pointers.get(name, integer) for name in kernel.arg_names}
-        signature |= dict.fromkeys(constants, "constexpr")
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    from slrfast.kernels.triton import _bank
+
+    launches = {}
+
+    def record(kernel, *arguments, grid, warmup, **options):
+        specialization = specialized(kernel, arguments)
+        launches[repr((kernel, specialization, options))] = (kernel, *specialization, options)
+
+    monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", record)
+    monkeypatch.setattr(_bank, "is_hopper", lambda device: capability >= 90)
+    VARIANTS[op]()
+    assert launches
+    for kernel, signature, constants, attributes, options in launches.values():
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         assert compiled.metadata.shared <= SHARED_MEMORY[capability]
         cubin = tmp_path / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         ((_, usage),) = resources(cubin)
-        assert usage["LOCAL"] == 0 and usage["STACK"] == 0, (signature, usage)
+        assert usage["LOCAL"] == 0 and usage["STACK"] == 0, (signature, constants, usage)
 
 
 def test_cuda_kernels_do_not_spill():
@@ -93,6 +234,17 @@ def test_triton_kernels_in_the_interpreter(op):
         "cpu-triton",
         str(ROOT / f"tests/ops/test_{op}.py"),
     ]
+    got = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert got.returncode == 0, got.stdout
+    assert re.search(r"\d+ passed", got.stdout) and "skipped" not in got.stdout
+
+
+def test_the_choice_of_the_largest_in_the_interpreter():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests/kernels/test_select.py")]
     got = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+ISAS = ("base", "avx2", "avx512", "avx512bf16")
 
 
 def run(isa, *arguments):
@@ -25,26 +26,29 @@ print(module.cpu_isa())"""
     return run(isa, "-c", code)
 
 
-@pytest.mark.parametrize("isa", ["base", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_forced(library, isa):
     got = chosen(isa, library)
     if "NotImplementedError" in got.stderr:
         assert f"SLRFAST_CPU_ISA asks for {isa}, which " in got.stderr
         pytest.skip(got.stderr.strip().splitlines()[-1])
     assert got.stdout == f"{isa}\n"
-    tests = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", str(HERE / "test_motion.py"))
-    assert tests.returncode == 0, tests.stdout
+    files = sorted(str(file) for file in HERE.glob("test_*.py") if file.name != Path(__file__).name)
+    tests = run(
+        isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not bad_arguments", *files
+    )
+    assert tests.returncode == 0, tests.stdout + tests.stderr
 
 
 def test_automatic_is_the_widest_that_runs(library):
-    usable = [isa for isa in ("base", "avx2", "avx512") if chosen(isa, library).returncode == 0]
+    usable = [isa for isa in ISAS if chosen(isa, library).returncode == 0]
     assert chosen("", library).stdout.strip() == usable[-1]
 
 
 def test_unknown(library):
     got = chosen("AVX2", library)
     assert got.returncode == 1
-    assert "ValueError: SLRFAST_CPU_ISA must be one of base, avx2, avx512, got 'AVX2'" in got.stderr
+    assert "ValueError: SLRFAST_CPU_ISA must be one of base, avx2, avx512, avx512bf16, got 'AVX2'" in got.stderr
 
 
 def test_build_info_has_a_value_for_every_key(library):

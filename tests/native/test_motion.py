@@ -2,27 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
+from buffers import BF16, F16, F32, F64, STORED, decode, encode
 
-F32, F64, BF16, F16 = range(4)
 BACKWARD, FORWARD = range(2)
-STORED = {F32: np.float32, F64: np.float64, BF16: np.uint16, F16: np.float16}
-
-
-def decode(array, dtype):
-    """The numbers in a buffer, in the type they are computed in."""
-    if dtype == BF16:
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float64 if dtype == F64 else np.float32)
-
-
-def encode(numbers, dtype):
-    """Rounded to nearest, ties to even."""
-    if dtype == BF16:
-        bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
-        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        return np.where(np.isnan(numbers), np.uint16(0x7FC0), rounded)
-    with np.errstate(over="ignore"):
-        return numbers.astype(STORED[dtype])
 
 
 def expected(x, dtype, interval, direction, gradient):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from slrfast import graphs
@@ -10,8 +9,6 @@ from slrfast.nn import (
     AttentionPool,
     GCNBlock,
     GraphConv,
-    MemoryBank,
-    MomentumEncoder,
     PartGCN,
     PoseTransformer,
     ProjectionHead,
@@ -97,55 +94,3 @@ def test_attention_pool_ignores_masked_positions():
 def test_projection_head_has_unit_rows():
     head = ProjectionHead(8, 4)
     torch.testing.assert_close(head(torch.randn(5, 8)).norm(dim=1), torch.ones(5))
-
-
-def test_momentum_encoder_averages_parameters_and_leaves_buffers():
-    torch.manual_seed(0)
-    query = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    key = MomentumEncoder(query, 0.75)
-    before = [p.clone() for p in key.parameters()]
-    with torch.no_grad():
-        for parameter in query.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    query(torch.randn(8, 3))
-    key.update(query)
-    for old, new, target in zip(before, key.parameters(), query.parameters(), strict=True):
-        torch.testing.assert_close(new, 0.75 * old + 0.25 * target)
-        assert not new.requires_grad
-    assert not torch.equal(query[1].running_mean, key.encoder[1].running_mean)
-    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 1.5"):
-        MomentumEncoder(query, 1.5)
-
-
-def test_memory_bank_wraps_and_survives_the_state_dict():
-    bank = MemoryBank(5, 3, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(bank.features.norm(dim=1), torch.ones(5))
-    keys = torch.eye(3)
-    bank.enqueue(keys)
-    bank.enqueue(2 * keys)
-    assert bank.cursor.item() == 1
-    torch.testing.assert_close(bank.features, keys[[2, 1, 2, 0, 1]])
-    again = MemoryBank(5, 3)
-    again.load_state_dict(bank.state_dict())
-    assert torch.equal(again.features, bank.features) and again.cursor.item() == 1
-
-
-def test_memory_bank_refuses_no_rows():
-    with pytest.raises(ValueError, match="MemoryBank: size must be >= 1, got 0"):
-        MemoryBank(0, 3)
-
-
-def _enqueue_in_a_group(rank, folder):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    bank = MemoryBank(4, 2, gather=True, normalize=False, generator=torch.Generator().manual_seed(rank))
-    bank.enqueue(torch.full((2, 2), float(rank)))
-    torch.save(bank.features, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_gathered_banks_are_the_same_in_every_process(tmp_path):
-    torch.multiprocessing.spawn(_enqueue_in_a_group, (str(tmp_path),), nprocs=2)
-    expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
-    for rank in range(2):
-        assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)

@@ -8,9 +8,10 @@ from slrfast.ops import _dispatch
 
 
 def pytest_generate_tests(metafunc):
-    """A test with a ``device`` argument runs on every (device, backend) of the table of its module's ``OP``."""
+    """A test with a ``device`` argument runs on every (device, backend) of the table of its class's or module's OP."""
     if "device" in metafunc.fixturenames:
-        places = [(kind, name) for kind in ("cpu", "cuda") for name in _dispatch.TABLES[metafunc.module.OP][kind]]
+        table = _dispatch.TABLES[(metafunc.cls or metafunc.module).OP]
+        places = [(kind, name) for kind in ("cpu", "cuda") for name in table[kind]]
         metafunc.parametrize("device", places, ids="-".join, indirect=True)
 
 

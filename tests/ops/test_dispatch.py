@@ -114,7 +114,7 @@ def test_wrong_instruction_set_is_an_error_even_with_a_fallback():
     environment = {**os.environ, "SLRFAST_CPU_ISA": "sse9"}
     got = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert got.returncode == 1
-    assert "ValueError: SLRFAST_CPU_ISA must be one of base, avx2, avx512, got 'sse9'" in got.stderr
+    assert "ValueError: SLRFAST_CPU_ISA must be one of base, avx2, avx512, avx512bf16, got 'sse9'" in got.stderr
 
 
 def test_choice_is_a_constant_to_the_compiler(table):

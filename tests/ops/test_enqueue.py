@@ -61,13 +61,39 @@ def test_normalises_before_rounding(randn, bank_type, key_type):
 # ---- backward -------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_differentiated(randn):
-    bank, cursor = randn(5, 3).requires_grad_(), torch.tensor(0)
-    ops.enqueue_(bank, cursor, randn(2, 3, requires_grad=True))
-    assert bank.is_leaf and bank.grad_fn is None
+def test_nothing_is_differentiated(device, randn):
+    bank, cursor = randn(5, 3, device=device), torch.tensor(0, device=device)
+    ops.enqueue_(bank, cursor, randn(2, 3, device=device, requires_grad=True))
+    assert bank.is_leaf and not bank.requires_grad
+    bank.requires_grad_()
+    with pytest.warns(UserWarning, match=re.escape("enqueue_: bank requires grad, but no gradient flows to it; pass")):
+        ops.enqueue_(bank, cursor, randn(2, 3, device=device, requires_grad=True))
+    assert bank.is_leaf and bank.grad_fn is None and cursor.item() == 4
 
 
-# ---- compilation ----------------------------------------------------------------------------------------------------
+def test_who_saved_the_bank_notices(device, randn):
+    bank, cursor = randn(5, 3, device=device), torch.tensor(0, device=device)
+    product = randn(3, device=device, requires_grad=True) * bank
+    ops.enqueue_(bank.T.T, cursor, randn(2, 3, device=device))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_runs_in_inference_mode(device, randn):
+    with torch.inference_mode():
+        bank, cursor = torch.zeros(3, 2, device=device), torch.tensor(0, device=device)
+        ops.enqueue_(bank, cursor, torch.tensor([[0.0, 2.0]], device=device))
+    assert bank.tolist() == [[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]] and cursor.item() == 1
+
+
+# ---- registration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_opcheck(device, randn, normalize):
+    bank, cursor, keys = randn(5, 3, device=device), torch.tensor(4, device=device), randn(3, 3, device=device)
+    for tensors in ((bank, cursor, keys), (bank.T.contiguous().T, cursor, keys.T.contiguous().T)):
+        torch.library.opcheck(torch.ops.slrfast.enqueue_.default, (*tensors, normalize))
 
 
 @pytest.mark.parametrize("count", [2, 4, 9])
@@ -123,6 +149,8 @@ N, C, K = torch.zeros(5, 3), torch.tensor(0), torch.zeros(2, 3)
         ((N.int(), C, K), TypeError, "bank must be float64, float32, bfloat16 or float16, got torch.int32"),
         ((N, C, K.long()), TypeError, "keys must be float64, float32, bfloat16 or float16, got torch.int64"),
         ((N, C.to("meta"), K), ValueError, "cursor must be on the device of bank (cpu), got meta"),
+        ((N, C, K.to("meta")), ValueError, "keys must be on the device of bank (cpu), got meta"),
+        ((N[:1].expand(5, 3), C, K), ValueError, "bank must have memory of its own for every element, got strides"),
         ((N[:0], C, K), ValueError, "bank must have at least one row, got [0, 3]"),
     ],
 )

@@ -130,6 +130,10 @@ def test_large_logits_do_not_overflow(device):
     assert ops.feature_kl(teacher, student, temperature=0.1).item() == pytest.approx(1e5)
 
 
+def test_no_rows_have_no_mean(device, randn):
+    assert ops.feature_kl(randn(0, 4, device=device), randn(0, 4, device=device)).isnan()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_value_spoils_its_row_only(device, randn, value):
     teacher, student = randn(3, 4, device=device), randn(3, 4, device=device)
@@ -149,6 +153,8 @@ X = torch.zeros(2, 3)
         ((X[0], X), {}, ValueError, "teacher must have shape [B, D], got [3]"),
         ((X.int(), X), {}, TypeError, "teacher must be float64, float32, bfloat16 or float16, got torch.int32"),
         ((X, X.to("meta")), {}, ValueError, "student must be on the device of teacher (cpu), got meta"),
+        ((X, X.bool()), {}, TypeError, "student must be float64, float32, bfloat16 or float16, got torch.bool"),
+        ((X, X), {"temperature": math.nan}, ValueError, "temperature must be finite and > 0, got nan"),
         ((X, X), {"temperature": -1.0}, ValueError, "temperature must be finite and > 0, got -1.0"),
         ((X, X), {"reduction": "batch"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'batch'"),
     ],

@@ -106,7 +106,7 @@ def test_bank_may_be_overwritten_before_backward(device, randn):
 
 
 def test_saves_one_gradient_per_argument(randn, saved_shapes):
-    query, positive, bank = randn(5, 6, requires_grad=True), randn(5, 6), randn(11, 6, requires_grad=True)
+    query, positive, bank = randn(5, 6, requires_grad=True), randn(5, 6), randn(11, 6)
     assert saved_shapes(lambda: ops.info_nce(query, positive, bank)) == [(5, 6)]
     positive.requires_grad_()
     assert saved_shapes(lambda: ops.info_nce(query, positive, bank)) == [(5, 6), (5, 6)]
@@ -116,9 +116,10 @@ def test_saves_one_gradient_per_argument(randn, saved_shapes):
 
 def test_no_gradient_to_the_bank(randn):
     query, positive, bank = randn(5, 6, requires_grad=True), randn(5, 6), randn(11, 6, requires_grad=True)
-    ops.info_nce(query, positive, bank).backward()
+    with pytest.warns(UserWarning, match=re.escape("info_nce: bank requires grad, but no gradient flows to it; pass")):
+        ops.info_nce(query, positive, bank).backward()
     assert query.grad is not None and positive.grad is None and bank.grad is None
-    assert not ops.info_nce(query.detach(), positive, bank).requires_grad
+    assert not ops.info_nce(query.detach(), positive, bank.detach()).requires_grad
 
 
 def test_no_second_derivative(randn):
@@ -179,9 +180,10 @@ def test_autocast_leaves_the_result_alone(device, randn, compiled):
 # ---- edges ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("b", "n", "d"), [(1, 1, 1), (1, 252, 7), (3, 507, 123), (2, 0, 4), (0, 5, 4)])
+@pytest.mark.parametrize(("b", "n", "d"), [(1, 1, 1), (1, 252, 7), (3, 507, 123), (2, 0, 4), (0, 5, 4), (2, 5, 0)])
 def test_ragged_sizes(device, randn, b, n, d):
-    query, positive, bank = (randn(*s, device=device, requires_grad=True) for s in ((b, d), (b, d), (n, d)))
+    query, positive = (randn(b, d, device=device, requires_grad=True) for _ in range(2))
+    bank = randn(n, d, device=device)
     loss, rank = ops.info_nce(query, positive, bank, temperature=1.0, reduction="none", return_rank=True)
     expected, expected_rank = oracle(query, positive, bank, 1.0)
     assert_close(loss.double().cpu(), expected, rtol=1e-5, atol=1e-5)
@@ -189,6 +191,10 @@ def test_ragged_sizes(device, randn, b, n, d):
     got = torch.autograd.grad(loss.sum(), (query, positive))
     rows = reference.info_nce(query.double(), positive.double(), bank.double(), 1.0)
     assert_close(got, torch.autograd.grad(rows.sum(), (query, positive)), rtol=1e-4, atol=1e-5)
+
+
+def test_no_rows_have_no_mean(device, randn):
+    assert ops.info_nce(*(randn(n, 4, device=device) for n in (0, 0, 5))).isnan()
 
 
 def test_any_strides(device, randn):
@@ -240,9 +246,13 @@ Q, P, N = torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(5, 3)
         ((Q, P, N[:, :2]), {}, ValueError, "bank must have shape [N, D] with D = 3, got [5, 2]"),
         ((Q[0], P, N), {}, ValueError, "query must have shape [B, D], got [3]"),
         (([[1.0]], P, N), {}, TypeError, "query must be a torch.Tensor, got list"),
+        ((Q.int(), P, N), {}, TypeError, "query must be float64, float32, bfloat16 or float16, got torch.int32"),
         ((Q, P, N.long()), {}, TypeError, "bank must be float64, float32, bfloat16 or float16, got torch.int64"),
+        ((Q, P.to("meta"), N), {}, ValueError, "positive must be on the device of query (cpu), got meta"),
         ((Q, P, N.to("meta")), {}, ValueError, "bank must be on the device of query (cpu), got meta"),
         ((Q, P, N), {"temperature": 0.0}, ValueError, "temperature must be finite and > 0, got 0.0"),
+        ((Q, P, N), {"temperature": -0.1}, ValueError, "temperature must be finite and > 0, got -0.1"),
+        ((Q, P, N), {"temperature": math.nan}, ValueError, "temperature must be finite and > 0, got nan"),
         ((Q, P, N), {"temperature": "1"}, TypeError, "temperature must be a number, got str"),
         ((Q, P, N), {"reduction": "max"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'max'"),
     ],

@@ -15,6 +15,9 @@ def step(frames, weight, bias, positive, bank, cursor, offsets, start, length, p
     loss, rank = ops.info_nce(features, positive, bank, return_rank=True)
     loss = loss + ops.neighbor_kl(positive, bank, features, bank, 5) + ops.feature_kl(positive, features)
     loss = loss + ops.topk_similarity(features, positive, 2)[0].mean() + confidence.mean()
+    _, nearest = ops.topk_similarity(features.detach(), bank, 2)
+    loss = loss + ops.mined_bce(features, bank, nearest)
+    loss = loss + sum(rows.mean() for rows in ops.bank_losses(features, positive, bank, nearest))
     ops.enqueue_(bank, cursor, positive)
     return loss, rank
 

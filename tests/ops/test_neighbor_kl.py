@@ -103,10 +103,22 @@ def test_gradient_equals_that_of_the_equation(device, draw, k):
 
 
 def test_gradient_flows_to_the_student_only(draw, saved_shapes):
-    tensors = [tensor.requires_grad_() for tensor in draw()]
+    teacher, teacher_bank, student, student_bank = tensors = draw()
+    teacher.requires_grad_()
+    student.requires_grad_()
     assert saved_shapes(lambda: ops.neighbor_kl(*tensors, 4)) == [(4, 5)]
     ops.neighbor_kl(*tensors, 4).backward()
-    assert [tensor.grad is not None for tensor in tensors] == [False, False, True, False]
+    assert teacher.grad is None and student.grad is not None
+
+
+@pytest.mark.parametrize(("bank", "name"), [(1, "teacher_bank"), (3, "student_bank")])
+def test_no_gradient_to_the_banks(draw, bank, name):
+    tensors = draw()
+    tensors[2].requires_grad_()
+    tensors[bank].requires_grad_()
+    with pytest.warns(UserWarning, match=re.escape(f"neighbor_kl: {name} requires grad, but no gradient flows to it")):
+        ops.neighbor_kl(*tensors, 4).backward()
+    assert tensors[bank].grad is None
 
 
 def test_banks_may_be_overwritten_before_backward(device, draw):
@@ -163,6 +175,7 @@ def test_ragged_sizes(device, draw, b, n, d, d2, k):
 def test_no_rows(device, draw):
     tensors = draw(b=0, device=device)
     assert ops.neighbor_kl(*tensors, 4, reduction="none").shape == (0,)
+    assert ops.neighbor_kl(*tensors, 4).isnan()
 
 
 def test_transposed_queues(device, draw):
@@ -204,11 +217,25 @@ T, TB, S, SB = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, 4), torch.ze
     [
         ((T, TB, S, SB, 6), {}, ValueError, "k must be in [1, 5], got 6"),
         ((T, TB, S, SB, 0), {}, ValueError, "k must be in [1, 5], got 0"),
+        ((T, TB[:0], S, SB[:0], 1), {}, ValueError, "k must be in [1, 0], got 1"),
         ((T, TB, S, SB, 2.0), {}, TypeError, "k must be an integer, got float"),
         ((T, TB, S, SB[:4], 2), {}, ValueError, "student_bank must have shape [N, D'] with N = 5, got [4, 4]"),
         ((T, TB, S[:1], SB, 2), {}, ValueError, "student must have shape [B, D'] with B = 2, got [1, 4]"),
         ((T, SB, S, SB, 2), {}, ValueError, "teacher_bank must have shape [N, D] with D = 3, got [5, 4]"),
         ((T, TB, S.bool(), SB, 2), {}, TypeError, "student must be float64, float32, bfloat16 or float16"),
+        (
+            (T.int(), TB, S, SB, 2),
+            {},
+            TypeError,
+            "teacher must be float64, float32, bfloat16 or float16, got torch.int32",
+        ),
+        ((T, TB, S.to("meta"), SB, 2), {}, ValueError, "student must be on the device of teacher (cpu), got meta"),
+        (
+            (T, TB, S, SB, 2),
+            {"teacher_temperature": math.nan},
+            ValueError,
+            "teacher_temperature must be finite and > 0",
+        ),
         ((T, TB.to("meta"), S, SB, 2), {}, ValueError, "teacher_bank must be on the device of teacher (cpu), got meta"),
         (
             (T, TB, S, SB, 2),

@@ -66,11 +66,19 @@ def test_equals_loops(device, randn, query_type, bank_type, result_type):
 
 def test_gradient_through_the_values(device, randn, small_chunks):
     query = randn(4, 6, device=device, requires_grad=True)
-    bank, weight = randn(19, 6, device=device, requires_grad=True), randn(4, 5, device=device)
+    bank, weight = randn(19, 6, device=device), randn(4, 5, device=device)
     values, indices = ops.topk_similarity(query, bank, 5)
     (values * weight).sum().backward()
-    assert_close(query.grad, torch.einsum("bk,bkd->bd", weight, bank.detach()[indices]))
-    assert bank.grad is None and not indices.requires_grad
+    assert_close(query.grad, torch.einsum("bk,bkd->bd", weight, bank[indices]))
+    assert not indices.requires_grad
+
+
+def test_no_gradient_to_the_bank(randn):
+    query, bank = randn(4, 6, requires_grad=True), randn(19, 6, requires_grad=True)
+    with pytest.warns(UserWarning, match=re.escape("topk_similarity: bank requires grad, but no gradient flows to it")):
+        values, _ = ops.topk_similarity(query, bank, 5)
+    values.sum().backward()
+    assert query.grad is not None and bank.grad is None
 
 
 def test_gradient_of_many_neighbours_has_the_dtype_of_the_query(device, randn):
@@ -94,7 +102,27 @@ def test_gradcheck(randn, small_chunks):
     assert torch.autograd.gradcheck(lambda q: ops.topk_similarity(q, bank, 3)[0], query)
 
 
-# ---- compilation ----------------------------------------------------------------------------------------------------
+# ---- registration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sorted_", [True, False])
+def test_opcheck(device, randn, sorted_):
+    query, bank, grad = (randn(*s, device=device) for s in ((4, 6), (19, 6), (4, 5)))
+    indices = torch.arange(20, device=device).remainder(19).view(4, 5)
+    for move in (lambda tensor: tensor, lambda tensor: tensor.T.contiguous().T):
+        torch.library.opcheck(torch.ops.slrfast.topk_similarity.default, (move(query), move(bank), 5, sorted_))
+        torch.library.opcheck(torch.ops.slrfast.topk_similarity_grad.default, tuple(map(move, (grad, indices, bank))))
+
+
+def test_one_graph_for_every_k(randn):
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    function = torch.compile(ops.topk_similarity, fullgraph=True, backend=counter, dynamic=True)
+    query, bank = randn(4, 6), randn(19, 6)
+    for k in (5, 6, 7):
+        assert_close(function(query, bank, k), ops.topk_similarity(query, bank, k))
+    nodes = [node.target for node in counter.graphs[-1].graph.nodes if node.op == "call_function"]
+    assert counter.frame_count <= 2 and nodes.count(torch.ops.slrfast.topk_similarity.default) <= 1
 
 
 @pytest.mark.parametrize("sorted_", [True, False])
@@ -130,7 +158,9 @@ def test_unsorted_keeps_the_same_rows(device, randn, monkeypatch, rows):
     assert_close(indices.sort().values, ops.topk_similarity(query, bank, 9)[1].sort().values)
 
 
-@pytest.mark.parametrize(("b", "n", "d", "k"), [(1, 1, 1, 1), (1, 252, 7, 252), (2, 507, 123, 31), (0, 5, 4, 2)])
+@pytest.mark.parametrize(
+    ("b", "n", "d", "k"), [(1, 1, 1, 1), (1, 252, 7, 252), (2, 507, 123, 31), (0, 5, 4, 2), (2, 5, 0, 3)]
+)
 def test_ragged_sizes(device, randn, b, n, d, k):
     query, bank = randn(b, d, device=device), randn(n, d, device=device)
     values, indices = ops.topk_similarity(query, bank, k)
@@ -188,6 +218,8 @@ Q, N = torch.zeros(2, 3), torch.zeros(5, 3)
         ((Q, N, True), TypeError, "k must be an integer, got bool"),
         ((Q, N.T, 2), ValueError, "bank must have shape [N, D] with D = 3, got [3, 5]"),
         ((Q.long(), N, 2), TypeError, "query must be float64, float32, bfloat16 or float16, got torch.int64"),
+        ((Q, N[:0], 1), ValueError, "k must be in [1, 0], got 1"),
+        ((Q, N.int(), 2), TypeError, "bank must be float64, float32, bfloat16 or float16, got torch.int32"),
         ((Q, N.to("meta"), 2), ValueError, "bank must be on the device of query (cpu), got meta"),
     ],
 )

@@ -1,5 +1,6 @@
 """STC against the paper's equations, the specification's counts, and an independent field-style implementation."""
 
+import copy
 import dataclasses
 import json
 
@@ -12,8 +13,11 @@ from benchmarks.baselines.stc import FieldEncoder, FieldSTC, copy_encoder, copy_
 from slrfast import graphs
 from slrfast.data import PoseBatch
 from slrfast.errors import CheckpointError
+from slrfast.reference.feature_kl import feature_kl
+from slrfast.reference.info_nce import info_nce
+from slrfast.reference.neighbor_kl import neighbor_kl
 from slrfast.systems import STC, SYSTEMS, STCConfig
-from slrfast.systems.stc import STCEncoder
+from slrfast.systems.stc import Parts, STCEncoder
 
 TINY = {
     "frames": 12, "gcn_channels": (4, 4, 8, 8, 8), "dim": 16, "embedding": 8, "heads": 2, "layers": 1,
@@ -399,3 +403,87 @@ def test_legacy_graph_is_only_in_legacy_mode():
     with torch.device("meta"):
         pooled = [STCEncoder(c).trunk_gcn.graph.pooled for c in (STCConfig.paper(), STCConfig.legacy())]
     assert pooled == [graphs.TRUNK3, graphs.TRUNK3_LEGACY]
+
+
+def random_parts(size, generator, grad=False):
+    """Unit-length embeddings of both streams, as the heads make them."""
+
+    def rows():
+        return F.normalize(torch.randn(size, 8, generator=generator), dim=1).requires_grad_(grad)
+
+    return {s: Parts(rows(), rows()) for s in ("joint", "motion")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_and_gradients_after_enqueues_are_the_reference_equations(dtype):
+    system, generator = tiny(bank_dtype=str(dtype).removeprefix("torch.")), seeded()
+    rows = {s: {part: bank.features.clone() for part, bank in banks.items()} for s, banks in system.banks.items()}
+    for step, size in enumerate((5, 5, 5, 5, 7, 30)):
+        query, key = random_parts(size, generator, grad=True), random_parts(size, generator)
+        q, k = ({s: Parts(*(x.detach().double() for x in parts[:2])) for s, parts in e.items()} for e in (query, key))
+        leaves = [x.requires_grad_() for parts in q.values() for x in parts[:2]]
+        wide = {s: {part: bank.double() for part, bank in banks.items()} for s, banks in rows.items()}
+        anchors = {s: (banks["hand"].float() + banks["trunk"].float()).to(dtype) for s, banks in rows.items()}
+        expected = 0.0
+        for s in q:
+            expected = expected + 0.5 * info_nce(q[s].hand, k[s].hand, wide[s]["hand"], 0.07).mean()
+            expected = expected + 0.5 * info_nce(q[s].trunk, k[s].trunk, wide[s]["trunk"], 0.07).mean()
+            expected = expected + 0.5 * feature_kl(k[s].hand, q[s].trunk, 0.1).mean()
+            expected = expected + 0.5 * feature_kl(k[s].trunk, q[s].hand, 0.1).mean()
+        for a, b in (("joint", "motion"), ("motion", "joint")):
+            teacher, student = k[a].hand + k[a].trunk, q[b].hand + q[b].trunk
+            pair = (teacher, anchors[a].double(), student, anchors[b].double())
+            expected = expected + neighbor_kl(*pair, 9, 0.05, 0.1).mean()
+        loss = system.losses(query, key)["loss"]
+        system.enqueue(key)
+        loss.backward()
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+        ours = [x.grad.double() for parts in query.values() for x in parts[:2]]
+        # over a bfloat16 bank the weights of the sums are bfloat16 too: 2^-9 of a sum of unit rows over temperature 0.07
+        atol = 1e-6 if dtype == torch.float32 else 2**-9 / 0.07
+        for gradient, truth in zip(ours, torch.autograd.grad(expected, leaves), strict=True):
+            torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=atol)
+        cursor = (0, 5, 10, 15, 20, 3)[step]
+        for j in range(size):
+            for s, parts in key.items():
+                for part, bank in rows[s].items():
+                    bank[(cursor + j) % 24] = F.normalize(getattr(parts, part)[j], dim=0)
+    assert all(torch.equal(bank.features, rows[s][p]) for s, b in system.banks.items() for p, bank in b.items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resuming_is_bitwise_equal(dtype):
+    system = tiny(bank_dtype=dtype)
+    optimizer, generator = system.optimizer(), seeded()
+
+    def train(system, optimizer):
+        torch.manual_seed(3)  # dropout
+        losses = system.training_step(batch(), generator)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        system.update_after_step()
+        return losses
+
+    for _ in range(7):  # 28 clips: the bank of 24 rows wraps around
+        train(system, optimizer)
+    names = {name for name in system.state_dict() if name.startswith("banks.")}
+    parts = ("hand.features", "hand.cursor", "trunk.features", "trunk.cursor")
+    assert names == {f"banks.{s}.{part}" for s in ("joint", "motion") for part in parts}
+    torch.manual_seed(1)
+    again = STC(system.config)
+    again_optimizer = again.optimizer()
+    again.load_state_dict(system.state_dict())
+    again_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    state = generator.get_state()
+    for _ in range(2):
+        expected = train(system, optimizer)
+        after = generator.get_state()
+        generator.set_state(state)
+        assert all(torch.equal(value, expected[name]) for name, value in train(again, again_optimizer).items())
+        assert torch.equal(generator.get_state(), after)
+        state = after
+        for s, banks in system.banks.items():
+            assert torch.equal(banks.sum, again.banks[s].sum) and banks.sum.dtype == getattr(torch, dtype)
+    for (name, a), b in zip(system.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name

@@ -17,7 +17,8 @@ typedef enum slr_status {
   SLR_OK = 0,
   SLR_INVALID_ARGUMENT = 1, /* the caller's mistake; nothing was written */
   SLR_UNSUPPORTED = 2,      /* this build or this machine cannot do it */
-  SLR_CUDA_ERROR = 3        /* the CUDA runtime reported an error */
+  SLR_CUDA_ERROR = 3,       /* the CUDA runtime reported an error */
+  SLR_OUT_OF_MEMORY = 4     /* of the scratch memory of one call */
 } slr_status;
 
 typedef enum slr_dtype { SLR_F32 = 0, SLR_F64 = 1, SLR_BF16 = 2, SLR_F16 = 3 } slr_dtype;
@@ -46,6 +47,60 @@ slr_status slr_motion_grad_cpu(int32_t dtype, const void* grad_y, void* grad_x, 
                                int64_t row, int64_t interval, int32_t direction, int32_t threads);
 slr_status slr_motion_grad_cuda(int32_t dtype, const void* grad_y, void* grad_x, int64_t outer, int64_t frames,
                                 int64_t row, int64_t interval, int32_t direction, void* stream);
+
+/* Losses over a memory bank. `dtype`, SLR_F32 or SLR_F64, is the type of every sum, of the rows [b, d] that are
+ * compared (query, positive, teacher, student) and of the results; a bank [n, d] has any slr_dtype and any strides, in
+ * elements, and is only read. `grad` is d loss[b] / d row[b] and may be null when it is not wanted. Results do not
+ * depend on `threads`. A row with an inf or NaN spoils its own results only, a bank row with one those of every row. */
+
+/* loss [b] = log(exp(s_b0) + sum_i exp(s_bi)) - s_b0, s = <query, positive or bank row> / temperature; rank [b], or
+ * null: the bank rows that score strictly above the positive; grad [b, d]. */
+slr_status slr_info_nce_cpu(int32_t dtype, const void* query, const void* positive, int32_t bank_dtype,
+                            const void* bank, int64_t row_stride, int64_t column_stride, int64_t b, int64_t n,
+                            int64_t d, double temperature, void* loss, int64_t* rank, void* grad, int32_t threads);
+
+/* loss [b] = (sum_i softplus(s_bi) - sum_{i in P_b} s_bi) / n; P_b: the distinct entries of positives [b, m] in [0, n).
+ */
+slr_status slr_mined_bce_cpu(int32_t dtype, const void* query, int32_t bank_dtype, const void* bank, int64_t row_stride,
+                             int64_t column_stride, const int64_t* positives, int64_t b, int64_t n, int64_t d,
+                             int64_t m, double temperature, void* loss, void* grad, int32_t threads);
+
+/* Both of the above from one set of scores. */
+slr_status slr_bank_losses_cpu(int32_t dtype, const void* query, const void* positive, int32_t bank_dtype,
+                               const void* bank, int64_t row_stride, int64_t column_stride, const int64_t* positives,
+                               int64_t b, int64_t n, int64_t d, int64_t m, double temperature, double mined_temperature,
+                               void* info_nce, void* mined_bce, void* grad_info_nce, void* grad_mined_bce,
+                               int32_t threads);
+
+/* loss [b] = sum_i P_i (log P_i - log Q_i) over the k rows of the teacher's bank [n, d] that are nearest to teacher[b];
+ * P, Q: softmax over those rows of teacher and student scores; student_bank [n, student_d]; grad [b, student_d]. */
+slr_status slr_neighbor_kl_cpu(int32_t dtype, const void* teacher, int32_t teacher_bank_dtype, const void* teacher_bank,
+                               int64_t teacher_row_stride, int64_t teacher_column_stride, int64_t d,
+                               const void* student, int32_t student_bank_dtype, const void* student_bank,
+                               int64_t student_row_stride, int64_t student_column_stride, int64_t student_d, int64_t b,
+                               int64_t n, int64_t k, double teacher_temperature, double student_temperature, void* loss,
+                               void* grad, int32_t threads);
+
+/* values [b, k], indices [b, k]: the k largest <query[b], bank[i]>, lowest index first among equals; by falling value
+ * if `sorted`, else by index. NaN counts as inf in the choice. */
+slr_status slr_topk_similarity_cpu(int32_t dtype, const void* query, int32_t bank_dtype, const void* bank,
+                                   int64_t row_stride, int64_t column_stride, int64_t b, int64_t n, int64_t d,
+                                   int64_t k, int32_t sorted, void* values, int64_t* indices, int32_t threads);
+
+/* Its adjoint for the query: result[b] = sum_j grad[b, j] bank[indices[b, j]]; indices in [0, n). */
+slr_status slr_topk_similarity_grad_cpu(int32_t dtype, const void* grad, const int64_t* indices, int32_t bank_dtype,
+                                        const void* bank, int64_t row_stride, int64_t column_stride, int64_t b,
+                                        int64_t n, int64_t d, int64_t k, void* result, int32_t threads);
+
+/* loss [b] = sum_j P_j (log P_j - log Q_j), P and Q the softmax over d of teacher and student [b, d] / temperature. */
+slr_status slr_feature_kl_cpu(int32_t dtype, const void* teacher, const void* student, int64_t b, int64_t d,
+                              double temperature, void* loss, void* grad, int32_t threads);
+
+/* bank[(cursor + j) mod n] = keys[j] (/ its length if `normalize`, as if that were at least 1e-12), then cursor moves
+ * on by b. keys: compact [b, d] of `key_dtype`; of b > n keys the last n are written. */
+slr_status slr_enqueue_cpu(int32_t bank_dtype, void* bank, int64_t row_stride, int64_t column_stride, int64_t n,
+                           int64_t d, int64_t* cursor, int32_t key_dtype, const void* keys, int64_t b,
+                           int32_t normalize, int32_t threads);
 
 #ifdef __cplusplus
 }
