@@ -110,6 +110,6 @@ def may_read(tensor: Tensor) -> bool:
 
     Never inside ``torch.compile``, where it would break the graph.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor:  # a fake tensor has no values
         return False
     return tensor.device.type == "cpu" or os.environ.get("SLRFAST_DEBUG") == "1"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BF16 = "slrfast, bf16 banks"
+BF16_QUERIES = f"{BF16} and queries"  # as under autocast; float32 queries take twice the products, see ops.info_nce
 # Rounding a bank to bfloat16 moves an entry by up to 2**-8 of itself, and a score by the sum of D such errors of either
 # sign; the error is taken against float64 over the bank as it was before the rounding.
 BF16_TOLERANCE = {BF16: 1e-2}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.baselines.stc import FieldSTC
 from benchmarks.harness import Case, as_test, main
-from benchmarks.ops._banks import BF16, unit_rows
+from benchmarks.ops._banks import BF16, BF16_QUERIES, unit_rows
 from benchmarks.ops._gradients import with_gradients
 from slrfast.systems import STC, STCConfig
 from slrfast.systems.stc import Parts
@@ -50,11 +50,12 @@ def systems(device: str) -> tuple[STC, STC, FieldSTC]:
     return ours.to(device), rounded.to(device), field.to(device)
 
 
-def our_loss(system: STC, keys: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """The loss of query embeddings: hand and trunk of the joint stream, then of the motion stream."""
+def our_loss(system: STC, keys: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
+    """The loss of query embeddings, cast to ``dtype``: hand and trunk of the joint stream, then of motion."""
     key = {"joint": Parts(*keys[:2]), "motion": Parts(*keys[2:])}
 
     def loss(*queries: Tensor) -> Tensor:
+        queries = tuple(query.to(dtype) for query in queries)
         return system.losses({"joint": Parts(*queries[:2]), "motion": Parts(*queries[2:])}, key)["loss"]
 
     return loss
@@ -102,6 +103,7 @@ def cases(device: str) -> Iterator[Case]:
         implementations = {
             "slrfast": our_loss(ours, keys),
             BF16: our_loss(rounded, keys),
+            BF16_QUERIES: our_loss(rounded, [key.bfloat16() for key in keys], torch.bfloat16),
             "eager": field_loss(field, keys),
             "torch.compile": torch.compile(field_loss(field, keys), dynamic=False),
         }

@@ -28,6 +28,7 @@ uint32_t bits_of(float x) {
 uint32_t rounded(float x) {
   const uint32_t bits = bits_of(x);
   if (x != x) return 0x7fc0u;
+  if (bits << 1 < 0xff000000u && bits << 1 >= 0xfeff0000u) return bits >> 16;  // not up to infinity
   return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
 }
 

@@ -1,6 +1,8 @@
 // slr_feature_kl_cpu: argument checks.
 #include "common/feature_kl.h"
 
+#include <cstring>
+
 #include "api/arguments.h"
 
 slr_status slr_feature_kl_cpu(int32_t dtype, const void* teacher, const void* student, int64_t b, int64_t d,
@@ -15,6 +17,7 @@ slr_status slr_feature_kl_cpu(int32_t dtype, const void* teacher, const void* st
                                                    {"grad", grad, b, d, size, true}}))
     return status;
   if (const slr_status status = check_temperature(op, "temperature", temperature)) return status;
+  if (d == 0) std::memset(loss, 0, b * size);
   Isa isa;
   if (const slr_status status = chosen_isa(&isa)) return status;
   FeatureKl job = {dtype, {}, {}, b, d, temperature, loss, grad};
@@ -28,6 +31,6 @@ slr_status slr_feature_kl_cpu(int32_t dtype, const void* teacher, const void* st
   if (memory.data() == nullptr) return out_of_memory(op);
   lay_out(memory.data());
   const auto kernel = SLR_SELECT_KERNEL(isa, feature_kl);
-  return for_items(op, blocks_of(dtype, b), b * d < 1 << 15 ? 1 : threads, 0,
+  return for_items(op, d == 0 ? 0 : blocks_of(dtype, b), b * d < 1 << 15 ? 1 : threads, 0,
                    [&](int64_t begin, int64_t end, void*) { kernel(job, begin, end); });
 }

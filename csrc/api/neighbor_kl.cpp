@@ -91,7 +91,7 @@ slr_status slr_neighbor_kl_cpu(int32_t dtype, const void* teacher, int32_t teach
   Isa isa;
   if (const slr_status status = chosen_isa(&isa)) return status;
 
-  const int64_t tiles = (n + kTileRows - 1) / kTileRows, most = std::min(kMostSegments, (tiles + 3) / 4);
+  const int64_t tiles = (n + kTileRows - 1) / kTileRows, most = std::min(kMostSegments, (tiles + 7) / 8);
   job.segment_rows = (tiles + most - 1) / most * kTileRows;
   job.segments = (n + job.segment_rows - 1) / job.segment_rows;
   const int64_t group = std::clamp<int64_t>(kScores / (n * kBlockBytes), 1, kMostBlocks) * lanes_of(dtype);

@@ -14,7 +14,7 @@ using Kernel = void (*)(const TopkSimilarity&, int64_t, int64_t, void*);
 
 slr_status run(const char* op, const void* query, TopkSimilarity job, Isa isa, int32_t threads) {
   const int64_t size = job.dtype == SLR_F64 ? 8 : 4, rows = job.bank.n;
-  const bool few = job.k <= kFewNeighbors;
+  const bool few = keeps_best(job.k, rows);
   job.blocks = blocks_of(job.dtype, job.b);
   // the result depends on no order of computation, so there are as many segments as threads
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows, wanted = std::clamp<int64_t>(threads, 1, tiles);
@@ -62,12 +62,15 @@ slr_status slr_topk_similarity_cpu(int32_t dtype, const void* query, int32_t ban
   if (const slr_status status = check_compute_dtype(op, dtype)) return status;
   if (const slr_status status = check_bank(op, job.bank)) return status;
   if (const slr_status status = check_k(op, k, n)) return status;
+  if (!keeps_best(k, n) && n > kMostRows)
+    return fail(SLR_INVALID_ARGUMENT, "%s: k must be at most 1024 in a bank of %lld rows, got %lld", op, (long long)n,
+                (long long)k);
   if (const slr_status status = check_buffers(
           op, {{"query", query, b, d, size}, {"values", values, b, k, size}, {"indices", indices, b, k, 8}}))
     return status;
   Isa isa;
   if (const slr_status status = chosen_isa(&isa)) return status;
-  const int64_t blocks = k <= kFewNeighbors ? 64 : std::clamp<int64_t>(kScores / (n * kBlockBytes), 1, 64);
+  const int64_t blocks = keeps_best(k, n) ? 64 : std::clamp<int64_t>(kScores / (n * kBlockBytes), 1, 64);
   const int64_t group = blocks * lanes_of(dtype);
   for (int64_t row = 0; row < b; row += group) {
     job.b = std::min(group, b - row);

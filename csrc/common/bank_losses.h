@@ -23,9 +23,9 @@ struct BankLosses {
   double mined_temperature;
 
   // Per segment and block; T is the type that dtype names.
-  void *top, *total;              // [segments][blocks][lanes] T: largest exponent, and sum of 2^(exponent - largest)
-  int64_t* above;                 // [segments][blocks][lanes]: scores above the positive's, or null
-  void* sum;                      // [segments][blocks][d][lanes] T: sum of 2^(exponent - largest) * bank row, or null
+  void *top, *total;  // [segments][blocks][lanes] T: largest score, and sum of exp((score - largest) / temperature)
+  int64_t* above;     // [segments][blocks][lanes]: scores above the positive's, or null
+  void* sum;          // [segments][blocks][d][lanes] T: sum of the same times bank row, or null
   void *mined_total, *mined_sum;  // the same for softplus and sigmoid
 
   // Results, row-major; the last five may be null.

@@ -25,7 +25,7 @@ struct NeighborKl {
   // [segments][blocks][lanes] T: largest exponent of the student, sums of 2^(exponent - largest) of teacher and
   // student, and sum of the teacher's times the difference of both exponents.
   void *student_top, *teacher_total, *student_total, *cross;
-  void *teacher_factor, *student_factor, *shift;  // [blocks][lanes] T: 1 / total, and the largest student exponent
+  void *teacher_factor, *student_factor, *shift;  // [blocks][lanes] T: 1 / total, and the largest student score
   void* sum;                                      // [segments][blocks][d][lanes] T, or null without gradient
 
   void *loss, *grad;  // results, row-major

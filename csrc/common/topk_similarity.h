@@ -6,7 +6,9 @@
 
 namespace slr {
 
-constexpr int64_t kFewNeighbors = 64;  // up to here the best so far are kept in order while the bank passes
+// Whether to keep the best so far in order while the bank passes: for few neighbours, or where all scores are too many.
+inline bool keeps_best(int64_t k, int64_t n) { return k <= 64 || (k <= 1024 && n > 1 << 18); }
+constexpr int64_t kMostRows = INT32_MAX;  // of a bank all of whose scores are held
 
 struct TopkSimilarity {
   int32_t dtype;  // T is the type it names

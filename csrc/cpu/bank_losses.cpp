@@ -25,7 +25,7 @@ void own_scores(const BankLosses& job, int64_t block, T* to) {
   }
 }
 
-// One tile's share of InfoNCE; turns its scores into 2^(exponent - top).
+// One tile's share of InfoNCE; turns its scores into 2^((score - top) * scale).
 template <class T>
 void softmax_tile(T* tile, int64_t rows, int columns, T scale, const T* own, T* top, T* total, int64_t* above, T* sum,
                   int64_t d) {
@@ -37,14 +37,14 @@ void softmax_tile(T* tile, int64_t rows, int columns, T scale, const T* own, T* 
     Value<T> first = before, second = before;
     int64_t n = 0;
     for (; n + 2 <= rows; n += 2) {
-      first = larger(first, read(column + n * lanes) * scale);
-      second = larger(second, read(column + (n + 1) * lanes) * scale);
+      first = larger(first, read(column + n * lanes));
+      second = larger(second, read(column + (n + 1) * lanes));
     }
-    if (n < rows) first = larger(first, read(column + n * lanes) * scale);
+    if (n < rows) first = larger(first, read(column + n * lanes));
     const Value<T> now = larger(first, second);
     Value<T> all = read(total + v * width);
     if (any(now > before)) {
-      const Value<T> factor = exp2(before - now);
+      const Value<T> factor = exp2((before - now) * scale);
       all *= factor;
       write(top + v * width, now);
       if (sum != nullptr)
@@ -57,7 +57,7 @@ void softmax_tile(T* tile, int64_t rows, int columns, T scale, const T* own, T* 
     Mask<T> count = {};
     const Value<T> limit = above != nullptr ? read(own + v * width) : some;
     for (n = 0; n < rows; ++n) {
-      const Value<T> score = read(column + n * lanes), p = exp2(score * scale - now);
+      const Value<T> score = read(column + n * lanes), p = exp2((score - now) * scale);
       count -= score > limit;
       some += p;
       write(column + n * lanes, p);
@@ -70,18 +70,36 @@ void softmax_tile(T* tile, int64_t rows, int columns, T scale, const T* own, T* 
 
 // One tile's share of mined cross-entropy; writes sigmoid(score / temperature) to `weights`.
 template <class T>
-void sigmoid_tile(const T* tile, int64_t rows, int columns, T scale, T* total, T* weights) {
+void sigmoid_tile(const T* tile, int64_t rows, int columns, double temperature, T* total, T* weights) {
   constexpr int width = Simd<T>::width;
   constexpr int64_t lanes = kBlockBytes / sizeof(T);
+  const T scale = static_cast<T>(1 / temperature), exponent = static_cast<T>(kLog2E / temperature);
+  const Value<T> zero = {};
   for (int v = 0; v < columns; ++v) {
     Value<T> some = {};
     for (int64_t n = 0; n < rows; ++n) {
-      const Value<T> z = read(tile + n * lanes + v * width) * scale, negative = z > 0 ? -z : z;
-      const Value<T> e = exp2(negative * static_cast<T>(kLog2E)), part = static_cast<T>(1) / (e + 1);
-      some += (z - negative) * static_cast<T>(0.5) + log1p(e);  // max(z, 0): half of z + |z|
+      const Value<T> score = read(tile + n * lanes + v * width), z = score * scale;
+      const Value<T> e = exp2((z > 0 ? -score : score) * exponent), part = static_cast<T>(1) / (e + 1);
+      some += (z > 0 ? z : zero) + (z != z ? z : log1p(e));
       write(weights + n * lanes + v * width, z > 0 ? part : e * part);
     }
     write(total + v * width, read(total + v * width) + some);
+  }
+}
+
+// Turns around the sign of the positives' entries in a tile that begins at bank row `first`. `next`, per lane, is the
+// first positive from there on; it is moved past the tile in the last of the calls for it.
+template <class T>
+void turn_positives(const BankLosses& job, int64_t block, int64_t first, int64_t rows, T* tile, int64_t* next,
+                    bool last) {
+  constexpr int64_t lanes = kBlockBytes / sizeof(T);
+  for (int64_t lane = 0; lane < lanes && block * lanes + lane < job.b; ++lane) {
+    int64_t i = next[lane];
+    for (; i < job.offset[block * lanes + lane + 1] && job.mined[i] < first + rows; ++i) {
+      T* const at = tile + (job.mined[i] - first) * lanes + lane;
+      *at = -*at;
+    }
+    if (last) next[lane] = i;
   }
 }
 
@@ -94,7 +112,8 @@ void segment(const BankLosses& job, int64_t item, char* scratch) {
   Reader<T> reader(job.bank, job.query.high != nullptr, scratch);
   T* weights = reinterpret_cast<T*>(scratch + Reader<T>::scratch(d));
   T* mined_weights = weights + kTileRows * lanes;
-  T* own = mined_weights + kTileRows * lanes;  // [kGroupBlocks][lanes]
+  T* own = mined_weights + kTileRows * lanes;                              // [kGroupBlocks][lanes]
+  int64_t* next = reinterpret_cast<int64_t*>(own + kGroupBlocks * lanes);  // the same: positives that are still to come
   const int64_t groups = (job.blocks + kGroupBlocks - 1) / kGroupBlocks, index = item / groups;
   const int64_t first_block = item % groups * kGroupBlocks;
   const int64_t end_block = first_block + kGroupBlocks < job.blocks ? first_block + kGroupBlocks : job.blocks;
@@ -114,6 +133,10 @@ void segment(const BankLosses& job, int64_t item, char* scratch) {
       if (job.above != nullptr)
         std::memset(job.above + (index * job.blocks + block) * lanes, 0, lanes * sizeof(int64_t));
     }
+    for (int64_t i = 0; sigmoid && i < lanes && block * lanes + i < job.b; ++i) {
+      int64_t &at = next[(block - first_block) * lanes + i], row = block * lanes + i;
+      for (at = job.offset[row]; at < job.offset[row + 1] && job.mined[at] < first;) ++at;
+    }
     zero(at(job.total, block, lanes), lanes);
     zero(at(job.mined_total, block, lanes), lanes);
     zero(at(job.sum, block, size), size);
@@ -126,8 +149,12 @@ void segment(const BankLosses& job, int64_t item, char* scratch) {
       const int columns = columns_of<T>(job.b, block);
       reader.score(job.query, block, columns, weights, layout);
       if (sigmoid) {
-        sigmoid_tile(weights, rows, columns, static_cast<T>(1 / job.mined_temperature),
-                     at(job.mined_total, block, lanes), mined_weights);
+        // softplus(z) - z of a positive is softplus(-z), and its weight sigmoid(z) - 1 is -sigmoid(-z)
+        int64_t* const positives = next + (block - first_block) * lanes;
+        turn_positives(job, block, n, rows, weights, positives, false);
+        sigmoid_tile(weights, rows, columns, job.mined_temperature, at(job.mined_total, block, lanes), mined_weights);
+        turn_positives(job, block, n, rows, weights, positives, false);
+        turn_positives(job, block, n, rows, mined_weights, positives, true);
         if (job.mined_sum != nullptr) reader.sum(mined_weights, layout, columns, at(job.mined_sum, block, size));
       }
       if (softmax) {
@@ -141,99 +168,86 @@ void segment(const BankLosses& job, int64_t item, char* scratch) {
   }
 }
 
-// result[row] = (sum over segments of factor * its sum, + weight * `own`) / temperature, for one lane.
+// to[row] = weight * own + sum over segments of factor * partial, for the rows of a block; `own` may be null.
 template <class T>
-void finish_softmax(const BankLosses& job, int64_t block, int64_t lane, T own, T* factor) {
+void combine(const BankLosses& job, int64_t block, const void* partials, const T* factor, const T* own, const T* weight,
+             void* result) {
+  constexpr int width = Simd<T>::width;
   constexpr int64_t lanes = kBlockBytes / sizeof(T);
-  const int64_t d = job.bank.d, row = block * lanes + lane;
-  const auto index = [&](int64_t s) { return (s * job.blocks + block) * lanes + lane; };
-  const T *top = static_cast<const T*>(job.top), *total = static_cast<const T*>(job.total);
-  const double first = static_cast<double>(own) * (kLog2E / job.temperature);
-  double largest = first, sum = 0;
-  for (int64_t s = 0; s < job.segments; ++s)
-    largest = top[index(s)] > largest ? static_cast<double>(top[index(s)]) : largest;
-  for (int64_t s = 0; s < job.segments; ++s) sum += total[index(s)] * __builtin_exp2(top[index(s)] - largest);
-  // an infinite score of the positive leaves no loss that could be told
-  const double loss = first - first != 0 ? __builtin_nan("")
-                      : first < largest
-                          ? __builtin_log(sum + __builtin_exp2(first - largest)) + (largest - first) * kLn2
-                          : __builtin_log1p(sum);
-  static_cast<T*>(job.loss)[row] = static_cast<T>(loss);
-  if (job.rank != nullptr) {
-    job.rank[row] = 0;
-    for (int64_t s = 0; s < job.segments; ++s) job.rank[row] += job.above[index(s)];
-  }
-  if (job.grad == nullptr) return;
-  const double all = (sum + __builtin_exp2(first - largest)) * job.temperature;
-  for (int64_t s = 0; s < job.segments; ++s) factor[s] = static_cast<T>(__builtin_exp2(top[index(s)] - largest) / all);
-  const T pull = static_cast<T>(__builtin_expm1(-loss) / job.temperature);
-  const T* positive = static_cast<const T*>(job.positive) + block * d * lanes + lane;
-  T* to = static_cast<T*>(job.grad) + row * d;
-  for (int64_t j = 0; j < d; ++j) to[j] = pull * positive[j * lanes];
-  for (int64_t s = 0; s < job.segments; ++s) {
-    const T* from = static_cast<const T*>(job.sum) + (s * job.blocks + block) * d * lanes + lane;
-    for (int64_t j = 0; j < d; ++j) to[j] += factor[s] * from[j * lanes];
+  const int64_t d = job.bank.d, size = d * lanes, rest = job.b - block * lanes, rows = rest < lanes ? rest : lanes;
+  T* const to = static_cast<T*>(result) + block * lanes * d;
+  for (int64_t j = 0; j < d; ++j) {
+    T row[lanes];
+    for (int64_t v = 0; v < lanes; v += width) {
+      Value<T> sum = {};
+      for (int64_t s = 0; s < job.segments; ++s) {
+        const T* const from = static_cast<const T*>(partials) + (s * job.blocks + block) * size + j * lanes + v;
+        sum = fused(read(factor + s * lanes + v), read(from), sum);
+      }
+      if (own != nullptr) sum = fused(read(weight + v), read(own + j * lanes + v), sum);
+      write(row + v, sum);
+    }
+    for (int64_t i = 0; i < rows; ++i) to[i * d + j] = row[i];
   }
 }
 
-template <class T, class S>
-void finish_sigmoid(const BankLosses& job, int64_t block, int64_t lane) {
+// Loss and rank of one lane, and what its gradient consists of.
+template <class T>
+void finish_softmax(const BankLosses& job, int64_t block, int64_t lane, T own, T* factor, T* weight) {
   constexpr int64_t lanes = kBlockBytes / sizeof(T);
-  const int64_t d = job.bank.d, row = block * lanes + lane;
-  const T* query = static_cast<const T*>(job.query.rows) + block * d * lanes + lane;
-  T* to = job.mined_grad == nullptr ? nullptr : static_cast<T*>(job.mined_grad) + row * d;
-  double loss = 0;
-  if (to != nullptr) std::memset(to, 0, d * sizeof(T));
-  for (int64_t s = 0; s < job.segments; ++s) {
-    loss += static_cast<const T*>(job.mined_total)[(s * job.blocks + block) * lanes + lane];
-    if (to == nullptr) continue;
-    const T* from = static_cast<const T*>(job.mined_sum) + (s * job.blocks + block) * d * lanes + lane;
-    for (int64_t j = 0; j < d; ++j) to[j] += from[j * lanes];
+  const int64_t row = block * lanes + lane;
+  const double scale = kLog2E / job.temperature;
+  const auto at = [&](const void* partial, int64_t s) -> double {
+    return static_cast<const T*>(partial)[(s * job.blocks + block) * lanes + lane];
+  };
+  double largest = own, sum = 0;
+  for (int64_t s = 0; s < job.segments; ++s) largest = at(job.top, s) > largest ? at(job.top, s) : largest;
+  const auto share = [&](double score) { return __builtin_exp2((score - largest) * scale); };
+  for (int64_t s = 0; s < job.segments; ++s) sum += at(job.total, s) * share(at(job.top, s));
+  const double distance = (largest - own) / job.temperature;
+  // an infinite score of the positive leaves no loss that could be told
+  const double loss = own - own != 0 ? __builtin_nan("")
+                      : distance > 0 ? __builtin_log(sum + share(own)) + distance
+                                     : __builtin_log1p(sum);
+  static_cast<T*>(job.loss)[row] = static_cast<T>(loss);
+  if (job.rank != nullptr) {
+    job.rank[row] = 0;
+    for (int64_t s = 0; s < job.segments; ++s) job.rank[row] += job.above[(s * job.blocks + block) * lanes + lane];
   }
-  for (int64_t i = job.offset[row]; i < job.offset[row + 1]; ++i) {
-    const S* bank = static_cast<const S*>(job.bank.data) + job.mined[i] * job.bank.row_stride;
-    double score = 0;
-    for (int64_t j = 0; j < d; ++j) {
-      const T x = element<T>(bank[j * job.bank.column_stride]);
-      score += static_cast<double>(x) * query[j * lanes];
-      if (to != nullptr) to[j] -= x;
-    }
-    loss -= score / job.mined_temperature;
-  }
-  static_cast<T*>(job.mined_loss)[row] = static_cast<T>(loss / job.bank.n);
-  if (to != nullptr)
-    for (int64_t j = 0; j < d; ++j) to[j] *= static_cast<T>(1 / (job.mined_temperature * job.bank.n));
+  const double all = (sum + share(own)) * job.temperature;
+  for (int64_t s = 0; s < job.segments; ++s) factor[s * lanes + lane] = static_cast<T>(share(at(job.top, s)) / all);
+  weight[lane] = static_cast<T>(__builtin_expm1(-loss) / job.temperature);
 }
 
 template <class T>
 void finish(const BankLosses& job, int64_t block) {
   constexpr int64_t lanes = kBlockBytes / sizeof(T);
-  T own[lanes], factor[kMaxSegments];
-  if (job.softmax) own_scores(job, block, own);
-  for (int64_t lane = 0; lane < lanes && block * lanes + lane < job.b; ++lane) {
-    if (job.softmax) finish_softmax(job, block, lane, own[lane], factor);
-    if (!job.sigmoid) continue;
-    switch (job.bank.dtype) {
-      case SLR_F32:
-        finish_sigmoid<T, float>(job, block, lane);
-        break;
-      case SLR_F64:
-        finish_sigmoid<T, double>(job, block, lane);
-        break;
-      case SLR_BF16:
-        finish_sigmoid<T, Bf16>(job, block, lane);
-        break;
-      case SLR_F16:
-        finish_sigmoid<T, F16>(job, block, lane);
-        break;
+  T own[lanes], weight[lanes], factor[kMaxSegments * lanes];
+  if (job.softmax) {
+    own_scores(job, block, own);
+    for (int64_t i = 0; i < lanes; ++i) {
+      if (block * lanes + i < job.b) finish_softmax(job, block, i, own[i], factor, weight);
     }
+    const T* const positive = static_cast<const T*>(job.positive) + block * job.bank.d * lanes;
+    if (job.grad != nullptr) combine(job, block, job.sum, factor, positive, weight, job.grad);
   }
+  if (!job.sigmoid) return;
+  for (int64_t i = 0; i < lanes && block * lanes + i < job.b; ++i) {
+    double sum = 0;
+    for (int64_t s = 0; s < job.segments; ++s)
+      sum += static_cast<const T*>(job.mined_total)[(s * job.blocks + block) * lanes + i];
+    static_cast<T*>(job.mined_loss)[block * lanes + i] = static_cast<T>(sum / job.bank.n);
+  }
+  for (T& one : factor) one = static_cast<T>(1 / (job.mined_temperature * job.bank.n));
+  if (job.mined_grad != nullptr)
+    combine(job, block, job.mined_sum, factor, static_cast<const T*>(nullptr), weight, job.mined_grad);
 }
 
 template <class T>
 int64_t scratch_of(const BankLosses& job) {
   const int64_t lanes = kBlockBytes / sizeof(T);
-  return Reader<T>::scratch(job.bank.d) + (2 * kTileRows + kGroupBlocks) * lanes * sizeof(T);
+  return Reader<T>::scratch(job.bank.d) + (2 * kTileRows + kGroupBlocks) * lanes * sizeof(T) +
+         kGroupBlocks * lanes * sizeof(int64_t);
 }
 
 }  // namespace

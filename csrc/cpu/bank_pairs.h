@@ -29,6 +29,14 @@ constexpr bool kHasPairs = true;
 constexpr bool kHasPairs = false;  // then nothing asks for them
 #endif
 
+// Asks for the rows from `at` on, those of the next tile, while this one is at work. Reading past the end is harmless.
+template <class T>
+inline void fetch(const T* at, int64_t stride, int64_t rows, int64_t d) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t n = 0; n < rows; ++n)
+    for (int64_t j = 0; j < d; j += line) __builtin_prefetch(at + n * stride + j, 0, 2);
+}
+
 namespace pairs {
 
 #if defined(__AVX512BF16__)
@@ -52,6 +60,7 @@ inline void load(const Bank& bank, int64_t first, int64_t rows, Bf16* copy, uint
     const Bf16 *a = tile->data + n * tile->stride, *b = a + tile->stride;
     const bool both = n + 1 < rows;
     int64_t j = 0;
+    if (tile->data == from) fetch(a + rows * tile->stride, tile->stride, 2, d);
     for (; both && j + 32 <= d; j += 32) {
       const __m512i x = _mm512_loadu_si512(a + j), y = _mm512_loadu_si512(b + j);
       _mm512_storeu_si512(together + j, _mm512_permutex2var_epi16(x, low, y));

@@ -1,4 +1,4 @@
-// A memory bank, read in tiles of some rows, against blocks of kBlock rows of the batch: the scores of a tile, and sums
+// A memory bank, read in tiles of some rows, against blocks of rows of the batch: the scores of a tile, and sums
 // of its rows under weights. Lanes run over the batch: a block is packed [d][lanes], and every element of the bank is
 // broadcast to the block's lanes, so that a bank in row-major order is read as it lies. For files in cpu/ only.
 #pragma once
@@ -69,7 +69,7 @@ inline Tile<T> tile_of(const Bank& bank, int64_t first, int64_t rows, T* scratch
 }
 
 #if defined(__AVX512F__)
-constexpr int kScoreRows = 12, kSumRows = 8;
+constexpr int kScoreRows = 8, kSumRows = 8;
 #else
 constexpr int kScoreRows = 6, kSumRows = 6;
 #endif
@@ -94,9 +94,11 @@ inline __attribute__((always_inline)) void scores_of(const T* bank, int64_t stri
 template <class T, int columns>
 inline void scores_columns(Tile<T> tile, int64_t rows, const T* packed, int64_t d, T* to, Layout layout) {
   int64_t n = 0;
-  for (; n + kScoreRows <= rows; n += kScoreRows)
+  for (; n + kScoreRows <= rows; n += kScoreRows) {
+    fetch(tile.data + (n + rows) * tile.stride, tile.stride, kScoreRows, d);
     scores_of<T, kScoreRows, columns>(tile.data + n * tile.stride, tile.stride, packed, d, to + n * layout.row_stride,
                                       layout);
+  }
   for (; n < rows; ++n)
     scores_of<T, 1, columns>(tile.data + n * tile.stride, tile.stride, packed, d, to + n * layout.row_stride, layout);
 }

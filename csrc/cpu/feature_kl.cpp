@@ -18,16 +18,24 @@ void columns_of_block(const FeatureKl& job, int64_t block) {
     const T* const student = static_cast<const T*>(job.student.rows) + block * job.d * lanes + first;
     Value<T> top_t = fill(static_cast<T>(-__builtin_inf())), top_s = top_t;
     for (int64_t j = 0; j < job.d; ++j) {
-      top_t = larger(top_t, read(teacher + j * lanes) * scale);
-      top_s = larger(top_s, read(student + j * lanes) * scale);
+      top_t = larger(top_t, read(teacher + j * lanes));
+      top_s = larger(top_s, read(student + j * lanes));
     }
     Value<T> total_t = {}, total_s = {}, cross = {};
-    for (int64_t j = 0; j < job.d; ++j) {
-      const Value<T> t = read(teacher + j * lanes) * scale - top_t, s = read(student + j * lanes) * scale - top_s;
-      const Value<T> weight = exp2(t);
-      total_t += weight;
-      total_s += exp2(s);
-      cross += weight * (t - s);
+    for (int64_t begin = 0; begin < job.d; begin += 32) {  // sums of short sums round less
+      const int64_t end = begin + 32 < job.d ? begin + 32 : job.d;
+      Value<T> some_t = {}, some_s = {}, some_cross = {};
+      for (int64_t j = begin; j < end; ++j) {
+        const Value<T> t = (read(teacher + j * lanes) - top_t) * scale;
+        const Value<T> s = (read(student + j * lanes) - top_s) * scale;
+        const Value<T> weight = exp2(t);
+        some_t += weight;
+        some_s += exp2(s);
+        some_cross += weight * (t - s);
+      }
+      total_t += some_t;
+      total_s += some_s;
+      cross += some_cross;
     }
     for (int i = 0; i < width && block * lanes + first + i < job.b; ++i) {
       const int64_t row = block * lanes + first + i;
@@ -37,8 +45,8 @@ void columns_of_block(const FeatureKl& job, int64_t block) {
     if (job.grad == nullptr) continue;
     const T pull = static_cast<T>(1 / job.temperature);
     for (int64_t j = 0; j < job.d; ++j) {
-      const Value<T> p = exp2(read(teacher + j * lanes) * scale - top_t) / total_t;
-      const Value<T> grad = (exp2(read(student + j * lanes) * scale - top_s) / total_s - p) * pull;
+      const Value<T> p = exp2((read(teacher + j * lanes) - top_t) * scale) / total_t;
+      const Value<T> grad = (exp2((read(student + j * lanes) - top_s) * scale) / total_s - p) * pull;
       for (int i = 0; i < width && block * lanes + first + i < job.b; ++i)
         static_cast<T*>(job.grad)[(block * lanes + first + i) * job.d + j] = grad[i];
     }

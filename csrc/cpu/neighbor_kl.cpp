@@ -12,9 +12,8 @@ constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417
 template <class T>
 constexpr int64_t kLanes = kBlockBytes / sizeof(T);
 
-// Below every exponent, and still far enough from the end of the numbers to subtract it from another.
 template <class T>
-constexpr T kLowest = sizeof(T) == 4 ? static_cast<T>(-0x1p126) : static_cast<T>(-0x1p1022);
+constexpr T kLowest = sizeof(T) == 4 ? static_cast<T>(-0x1.fffffep127) : static_cast<T>(-0x1.fffffffffffffp1023);
 
 // A column of scores, from its row n.
 template <class T>
@@ -26,7 +25,7 @@ T* column(const NeighborKl& job, void* scores, int64_t block, int v, int64_t n) 
 // What decides, and weighs, one column of neighbours.
 template <class T>
 struct Column {
-  Value<T> border, top;  // the teacher's, the latter as exponent
+  Value<T> border, top;  // the teacher's
   const int64_t* tie_end;
   int64_t first_end, last_end;  // the extremes of tie_end
   T teacher_scale, student_scale;
@@ -36,7 +35,7 @@ struct Column {
         student_scale(static_cast<T>(kLog2E / job.student_temperature)) {
     const int64_t at = block * kLanes<T> + v * Simd<T>::width;
     border = read(static_cast<const T*>(job.border) + at);
-    top = read(static_cast<const T*>(job.teacher_top) + at) * teacher_scale;
+    top = read(static_cast<const T*>(job.teacher_top) + at);
     tie_end = job.tie_end + at;
     first_end = last_end = tie_end[0];
     for (int i = 1; i < Simd<T>::width; ++i) {
@@ -89,7 +88,7 @@ void border_of(const NeighborKl& job, int64_t item) {
   }
 }
 
-// The sums of both softmaxes over one tile of one column.
+// The sums of both softmaxes over one tile of one column; scores of rows that are no neighbours become -inf.
 template <class T>
 void statistics(const NeighborKl& job, int64_t segment, int64_t block, int v, int64_t first, int64_t rows) {
   constexpr int width = Simd<T>::width;
@@ -97,31 +96,31 @@ void statistics(const NeighborKl& job, int64_t segment, int64_t block, int v, in
   T *const top = static_cast<T*>(job.student_top) + at, *const teacher_total = static_cast<T*>(job.teacher_total) + at;
   T *const student_total = static_cast<T*>(job.student_total) + at, *const cross = static_cast<T*>(job.cross) + at;
   const Column<T> given(job, block, v);
-  const T* const teacher = column<T>(job, job.teacher_scores, block, v, first);
-  const T* const student = column<T>(job, job.student_scores, block, v, first);
-  const Value<T> before = read(top);
+  T* const teacher = column<T>(job, job.teacher_scores, block, v, first);
+  T* const student = column<T>(job, job.student_scores, block, v, first);
+  const Value<T> before = read(top), zero = {}, none = fill(static_cast<T>(-__builtin_inf()));
   Value<T> now = before;
   for (int64_t n = 0; n < rows; ++n) {
-    const Value<T> exponent = read(student + n * width) * given.student_scale;
-    now = given.chosen(read(teacher + n * width), first + n) & (exponent > now) ? exponent : now;
+    const Value<T> score = read(teacher + n * width);
+    const Mask<T> chosen = given.chosen(score, first + n);
+    const Value<T> other = chosen ? read(student + n * width) : none;
+    write(teacher + n * width, chosen ? score : none);
+    write(student + n * width, other);
+    now = larger(now, other);
   }
   Value<T> all = read(student_total), difference = read(cross), weights = read(teacher_total);
   if (any(now > before)) {
-    all *= exp2(before - now);
-    difference += (now - before) * weights;
+    all *= exp2((before - now) * given.student_scale);
+    difference += weights == 0 ? zero : (now - before) * given.student_scale * weights;
     write(top, now);
   }
   Value<T> p = {}, q = {}, pq = {};
-  const Value<T> zero = {};
   for (int64_t n = 0; n < rows; ++n) {
-    const Value<T> score = read(teacher + n * width);
-    const Value<T> t = score * given.teacher_scale - given.top,
-                   u = read(student + n * width) * given.student_scale - now;
-    const Mask<T> chosen = given.chosen(score, first + n);
-    const Value<T> weight = exp2(t);
-    p += chosen ? weight : zero;
-    q += chosen ? exp2(u) : zero;
-    pq += chosen ? weight * (t - u) : zero;
+    const Value<T> score = read(teacher + n * width), t = (score - given.top) * given.teacher_scale;
+    const Value<T> u = (read(student + n * width) - now) * given.student_scale, weight = exp2(t);
+    p += weight;
+    q += exp2(u);
+    pq += score > none ? weight * (t - u) : zero;
   }
   write(teacher_total, weights + p);
   write(student_total, all + q);
@@ -154,12 +153,14 @@ void loss_of(const NeighborKl& job, int64_t block) {
       return static_cast<double>(static_cast<const T*>(partial)[s * job.blocks * kLanes<T> + row]);
     };
     double top = kLowest<T>, teacher = 0, student = 0, cross = 0;
+    const double scale = kLog2E / job.student_temperature;
     if (row < job.b) {
       for (int64_t s = 0; s < job.segments; ++s) top = at(job.student_top, s) > top ? at(job.student_top, s) : top;
       for (int64_t s = 0; s < job.segments; ++s) {
         teacher += at(job.teacher_total, s);
-        student += at(job.student_total, s) * __builtin_exp2(at(job.student_top, s) - top);
-        cross += at(job.cross, s) + (top - at(job.student_top, s)) * at(job.teacher_total, s);
+        student += at(job.student_total, s) * __builtin_exp2((at(job.student_top, s) - top) * scale);
+        cross += at(job.cross, s);
+        if (at(job.teacher_total, s) != 0) cross += (top - at(job.student_top, s)) * scale * at(job.teacher_total, s);
       }
       static_cast<T*>(job.loss)[row] =
           static_cast<T>(cross / teacher * kLn2 - __builtin_log(teacher) + __builtin_log(student));
@@ -188,14 +189,13 @@ void grad_segment(const NeighborKl& job, int64_t segment, char* scratch) {
         const Column<T> given(job, block, v);
         const int64_t at = block * kLanes<T> + v * width;
         const Value<T> shift = factor(job.shift, at), by_teacher = factor(job.teacher_factor, at),
-                       by_student = factor(job.student_factor, at), zero = {};
+                       by_student = factor(job.student_factor, at);
         const T* const teacher = column<T>(job, job.teacher_scores, block, v, first);
         const T* const student = column<T>(job, job.student_scores, block, v, first);
         for (int64_t n = 0; n < rows; ++n) {
-          const Value<T> score = read(teacher + n * width);
-          const Value<T> p = exp2(score * given.teacher_scale - given.top) * by_teacher;
-          const Value<T> q = exp2(read(student + n * width) * given.student_scale - shift) * by_student;
-          write(weights + n * kLanes<T> + v * width, given.chosen(score, first + n) ? q - p : zero);
+          const Value<T> p = exp2((read(teacher + n * width) - given.top) * given.teacher_scale) * by_teacher;
+          const Value<T> q = exp2((read(student + n * width) - shift) * given.student_scale) * by_student;
+          write(weights + n * kLanes<T> + v * width, q - p);
         }
       }
       reader.sum(weights, layout, columns, sum + block * size);
@@ -205,16 +205,18 @@ void grad_segment(const NeighborKl& job, int64_t segment, char* scratch) {
 
 template <class T>
 void finish(const NeighborKl& job, int64_t block) {
-  const int64_t d = job.student_bank.d, size = d * kLanes<T>;
+  const int64_t d = job.student_bank.d, size = d * kLanes<T>, rest = job.b - block * kLanes<T>;
   const T scale = static_cast<T>(1 / job.student_temperature);
-  for (int64_t lane = 0; lane < kLanes<T> && block * kLanes<T> + lane < job.b; ++lane) {
-    T* const to = static_cast<T*>(job.grad) + (block * kLanes<T> + lane) * d;
-    for (int64_t j = 0; j < d; ++j) {
-      T total = 0;
+  T* const to = static_cast<T*>(job.grad) + block * kLanes<T> * d;
+  for (int64_t j = 0; j < d; ++j) {
+    T row[kLanes<T>];
+    for (int64_t v = 0; v < kLanes<T>; v += Simd<T>::width) {
+      Value<T> total = {};
       for (int64_t s = 0; s < job.segments; ++s)
-        total += static_cast<const T*>(job.sum)[(s * job.blocks + block) * size + j * kLanes<T> + lane];
-      to[j] = total * scale;
+        total += read(static_cast<const T*>(job.sum) + (s * job.blocks + block) * size + j * kLanes<T> + v);
+      write(row + v, total * scale);
     }
+    for (int64_t i = 0; i < kLanes<T> && i < rest; ++i) to[i * d + j] = row[i];
   }
 }
 

@@ -31,7 +31,7 @@ struct Best {
 template <class T>
 void few(const TopkSimilarity& job, int64_t segment, char* scratch) {
   constexpr int width = Simd<T>::width;
-  constexpr int64_t some = 8;  // rows that are compared before the first look at the outcome
+  constexpr int64_t some = 16;  // rows that are compared before the first look at the outcome
   Reader<T> reader(job.bank, job.query.high != nullptr, scratch);
   T* const tile = reinterpret_cast<T*>(scratch + Reader<T>::scratch(job.bank.d));
   T* const limits = tile + kTileRows * kLanes<T>;  // [blocks][lanes]: the worst that is kept, NaN while there is room
@@ -53,8 +53,13 @@ void few(const TopkSimilarity& job, int64_t segment, char* scratch) {
         for (int64_t i = 0; i < rows; i += some) {
           const int64_t last = i + some < rows ? i + some : rows;
           const Value<T> limit = read(limits + lane0);
-          Mask<T> found = {};
-          for (int64_t j = i; j < last; ++j) found |= ~(read(tile + j * kLanes<T> + v * width) <= limit);
+          Value<T> largest = limit, sum = {};
+          for (int64_t j = i; j < last; ++j) {
+            const Value<T> score = read(tile + j * kLanes<T> + v * width);
+            largest = larger(largest, score);
+            sum += score;  // NaN if one of them is
+          }
+          const Mask<T> found = ~(largest <= limit) | (sum != sum);
           if (!any(found)) continue;
           for (int lane = 0; lane < width && lane0 + lane < job.b; ++lane) {
             if (!found[lane]) continue;
@@ -109,7 +114,7 @@ void scores_of_segment(const TopkSimilarity& job, int64_t segment, void* scratch
 template <class T>
 struct Found {
   T value;
-  int64_t row;
+  int32_t row;
 };
 
 // Sorts by falling value (NaN with inf); equals keep their order. Eleven bits of the key at a time, lowest first.
@@ -187,7 +192,7 @@ void choose(const TopkSimilarity& job, int64_t item, void* scratch) {
   for (int64_t i = 0; i < n; ++i)
     for (int lane = 0; lane < width; ++lane) {
       const T score = scores[i * width + lane];
-      found[lane * (k + 1) + count[lane]] = {score, i};
+      found[lane * (k + 1) + count[lane]] = {score, static_cast<int32_t>(i)};
       count[lane] += (score > border[lane]) | ((score == border[lane]) & (i < tie_end[lane]));
     }
   for (int lane = 0; lane < width; ++lane) {
@@ -229,7 +234,7 @@ template <class T>
 int64_t scratch_of(const TopkSimilarity& job) {
   const int64_t lanes = job.blocks * kLanes<T>, chosen = (Simd<T>::width + 1) * (job.k + 1) * sizeof(Found<T>);
   const int64_t bank = Reader<T>::scratch(job.bank.d) + kTileRows * kBlockBytes + lanes * (sizeof(T) + sizeof(int64_t));
-  return job.k > kFewNeighbors && chosen > bank ? chosen : bank;
+  return !keeps_best(job.k, job.bank.n) && chosen > bank ? chosen : bank;
 }
 
 }  // namespace

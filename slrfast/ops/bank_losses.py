@@ -97,7 +97,8 @@ def bank_losses(
     Numerics:
         Accumulates in the losses' dtype, deterministic; every gradient is computed in the forward pass (once
         differentiable) and one [R, D] tensor per loss and argument is all that is saved. An inf or NaN in a query or
-        positive spoils its row only, in the bank every row. The reference holds three [R, N] buffers.
+        positive spoils its row only, in the bank every row. The kernels read the bank once for both losses and hold no
+        [R, N] buffer (the reference three). bfloat16 banks: as for :func:`~slrfast.ops.info_nce`.
 
     >>> query, bank = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> losses = bank_losses(query, query, bank, torch.tensor([[0]]), temperature=1.0, mined_temperature=1.0)

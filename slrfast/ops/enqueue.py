@@ -35,6 +35,8 @@ _FORWARD = {"native": native.enqueue_, "triton": _triton, "reference": reference
 
 def _forward(bank: Tensor, cursor: Tensor, keys: Tensor, normalize: bool) -> None:
     device = bank.device.type
+    if keys.untyped_storage()._cdata == bank.untyped_storage()._cdata:  # kernels read and write at the same time
+        keys = keys.clone()
     with torch.no_grad(), torch.autocast(device, enabled=False):
         _FORWARD[_dispatch.choose("enqueue_", device)](bank, cursor, keys, normalize)
     for written in (bank, cursor):  # a kernel writes behind autograd's back; who saved the bank must notice
@@ -44,6 +46,16 @@ def _forward(bank: Tensor, cursor: Tensor, keys: Tensor, normalize: bool) -> Non
 
 _library.impl("enqueue_", _forward, "CompositeExplicitAutograd")
 torch.library.register_fake("slrfast::enqueue_", _fake, lib=_library)
+
+
+def _overlaps(bank: Tensor) -> bool:
+    """Whether elements of the bank may share memory."""
+    reach = 0  # of the dimensions with smaller strides
+    for stride, size in sorted((stride, size) for stride, size in zip(bank.stride(), bank.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 # ---- public ---------------------------------------------------------------------------------------------------------
@@ -79,8 +91,9 @@ def enqueue_(bank: Tensor, cursor: Tensor, keys: Tensor, *, normalize: bool = Tr
     checks.dtype(op, torch.int64, cursor=cursor)
     checks.same_device(op, bank=bank, cursor=cursor, keys=keys)
     checks.require(sizes["N"] >= 1, op, "bank", "have at least one row", list(bank.shape))
-    shared = any(size > 1 and stride == 0 for size, stride in zip(bank.shape, bank.stride(), strict=True))
-    checks.require(not shared, op, "bank", "have memory of its own for every element", f"strides {bank.stride()}")
+    checks.require(
+        not _overlaps(bank), op, "bank", "have memory of its own for every element", f"strides {bank.stride()}"
+    )
     checks.no_gradient(op, bank=bank)
     with torch.no_grad():
         torch.ops.slrfast.enqueue_(bank, cursor, keys.detach(), normalize)

@@ -79,7 +79,8 @@ def mined_bce(
     Numerics:
         Accumulates in the loss's dtype, deterministic; the gradient is computed in the forward pass (once
         differentiable) and is the one [B, D] tensor that is saved. An inf or NaN in a query spoils its row only, in
-        the bank every row. The reference holds two [B, N] buffers.
+        the bank every row. The kernels hold no [B, N] buffer (the reference two). bfloat16 banks: as for
+        :func:`~slrfast.ops.info_nce`.
 
     >>> bank = torch.tensor([[0.0], [2.0]])
     >>> loss = mined_bce(torch.tensor([[1.0]]), bank, torch.tensor([[1, 1, -1]]), temperature=1.0)

@@ -106,9 +106,11 @@ def topk_similarity(query: Tensor, bank: Tensor, k: int, *, sorted: bool = True)
         TypeError: a tensor of another dtype, or a ``k`` that is no integer. ValueError: shapes or devices that do not
             fit, or k outside [1, N].
     Numerics:
-        Accumulates in the values' dtype, deterministic. A NaN ranks beside +inf. The bank is read in chunks of 65,536
-        rows (or k, if larger), so a long bank needs no [B, N] buffer. For the gradient (once differentiable) the bank
-        itself is saved, not a copy: do not overwrite it before the backward pass.
+        Accumulates in the values' dtype, deterministic. A NaN ranks beside +inf. A long bank needs no [B, N] buffer:
+        the CPU kernel keeps the best so far for k <= 64 (k <= 1024 in a bank of over 2^18 rows) and else the scores of
+        some rows of the batch at a time; the reference reads 65,536 rows of the bank (or k, if larger) at a time. For
+        the gradient (once differentiable) the bank itself is saved, not a copy: do not overwrite it before the backward
+        pass.
 
     >>> values, indices = topk_similarity(torch.tensor([[1.0]]), torch.tensor([[2.0], [5.0], [2.0]]), 2)
     >>> values.tolist(), indices.tolist()

@@ -107,7 +107,12 @@ def feature_kl_calls():
 def enqueue_calls():
     from slrfast.kernels.triton.enqueue import enqueue_
 
-    for d, bank, keys in ((128, "float32", "float32"), (2048, "bfloat16", "float32"), (128, "float16", "float64")):
+    for d, bank, keys in (
+        (128, "float32", "float32"),
+        (2048, "bfloat16", "float32"),
+        (128, "float16", "float64"),
+        (128, "bfloat16", "float64"),
+    ):
         enqueue_(meta(16384, d, dtype=bank), meta(dtype="int64"), meta(64, d, dtype=keys), True)
     enqueue_(meta(65536, 128, transposed=True), meta(dtype="int64"), meta(64, 128), False)
 
@@ -219,37 +224,32 @@ def test_cuda_kernels_do_not_spill():
     assert [(name, usage) for name, usage in found if usage["LOCAL"] or usage["STACK"]] == []
 
 
-@pytest.mark.parametrize("op", VARIANTS)
-def test_triton_kernels_in_the_interpreter(op):
-    """The op's own tests, with Triton's CPU interpreter as the backend, in a process of its own."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "cpu-triton",
-        str(ROOT / f"tests/ops/test_{op}.py"),
-    ]
-    got = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert got.returncode == 0, got.stdout
-    assert re.search(r"\d+ passed", got.stdout) and "skipped" not in got.stdout
+# Files whose tests share one process of the interpreter: most of a process is the import of torch and its compiler.
+BANK_LOSSES = [op for op in VARIANTS if op in ("info_nce", "mined_bce", "bank_losses")]
+INTERPRETED = {
+    "bank_losses": [f"ops/test_{op}.py" for op in BANK_LOSSES],
+    "other ops": [f"ops/test_{op}.py" for op in VARIANTS if op not in BANK_LOSSES],
+    "parts": ["kernels/test_select.py", "kernels/test_rounding.py"],
+}
 
 
-def test_the_choice_of_the_largest_in_the_interpreter():
+@pytest.mark.parametrize("group", INTERPRETED)
+def test_triton_kernels_in_the_interpreter(group):
+    """The ops' own tests, and those of parts of the kernels, with Triton's CPU interpreter as the backend."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests/kernels/test_select.py")]
+    keyword = [] if group == "parts" else ["-k", "cpu-triton"]
     got = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *keyword]
+        + [str(ROOT / "tests" / file) for file in INTERPRETED[group]],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert got.returncode == 0, got.stdout
-    assert re.search(r"\d+ passed", got.stdout) and "skipped" not in got.stdout
+    assert "SKIPPED" not in got.stdout
+    assert [file for file in INTERPRETED[group] if not re.search(rf"{file}::.* PASSED", got.stdout)] == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

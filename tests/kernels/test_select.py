@@ -33,7 +33,7 @@ def draw():
 
 @pytest.fixture(params=["whole rows", "blocks"])
 def reading(request, monkeypatch):
-    """Rows of 1,200 scores that fit the registers, and rows that do not."""
+    """Rows of 1,200 scores (600 in float64) that fit the registers, and rows that do not."""
     if request.param == "blocks":
         monkeypatch.setattr(_select, "WHOLE_ROW", 4096)
 
@@ -53,11 +53,12 @@ def choose(scores, k):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "k"), [(torch.float32, 1), (torch.float32, 600), (torch.float32, 1199), (torch.float64, 600)]
+    ("dtype", "n", "k"),
+    [(torch.float32, 1200, 1), (torch.float32, 1200, 600), (torch.float32, 1200, 1199), (torch.float64, 600, 300)],
 )
-def test_any_bit_pattern(draw, reading, dtype, k):
+def test_any_bit_pattern(draw, reading, dtype, n, k):
     """Infinities, both zeros, subnormal numbers, NaN, runs of equal numbers, and a row that is all the same."""
-    scores = draw(6, 1200, dtype=dtype)
+    scores = draw(6, n, dtype=dtype)
     scores[1] = scores[1].round()
     scores[2] *= torch.finfo(dtype).tiny
     scores[3, ::7], scores[3, 1::7], scores[3, 2::7] = torch.inf, -torch.inf, torch.nan
@@ -71,9 +72,9 @@ def test_any_bit_pattern(draw, reading, dtype, k):
 
 @pytest.mark.parametrize("k", [129, 400])
 def test_neighbours_of_groups_of_rows(draw, monkeypatch, k):
-    monkeypatch.setattr(_select, "SCRATCH", 5 * 2 * 400 * 4)
+    monkeypatch.setattr(_select, "SCRATCH", 3 * 2 * 400 * 4)
     teacher, teacher_bank, student, student_bank = (
-        draw(*shape, levels=2) for shape in ((13, 3), (400, 3), (13, 37), (400, 37))
+        draw(*shape, levels=2) for shape in ((7, 3), (400, 3), (7, 37), (400, 37))
     )
     arguments = teacher, teacher_bank.bfloat16(), student, student_bank.bfloat16(), k, 3.0, 20.0
     got = neighbor_kl.neighbor_kl(*arguments, True)
@@ -82,10 +83,13 @@ def test_neighbours_of_groups_of_rows(draw, monkeypatch, k):
 
 
 @pytest.mark.parametrize(
-    ("k", "dtype"), [(3, torch.bfloat16), (20, torch.float64), (50, torch.float32), (70, torch.float16)]
+    ("rows", "chunks", "k", "dtype"),
+    [(17, 128, 3, torch.bfloat16), (17, 128, 20, torch.float64), (5, 2, 50, torch.float32), (5, 2, 70, torch.float16)],
 )
-def test_best_of_many_chunks(draw, k, dtype):
-    query, bank = draw(17, 5, levels=3, dtype=dtype), draw(450, 5, levels=3, dtype=dtype)
+def test_best_of_many_chunks(draw, monkeypatch, rows, chunks, k, dtype):
+    """Chunks of one tile of scores, and fewer chunks than tiles."""
+    monkeypatch.setattr(topk_similarity, "CHUNKS", chunks)
+    query, bank = draw(rows, 5, levels=3, dtype=dtype), draw(300, 5, levels=3, dtype=dtype)
     got = topk_similarity.topk_similarity(query, bank, k, True)
     wide = query.double() @ bank.double().T
     order = wide.sort(dim=1, descending=True, stable=True).indices[:, :k]
@@ -93,7 +97,8 @@ def test_best_of_many_chunks(draw, k, dtype):
     assert got[1].equal(order)
 
 
-def test_rising_scores_replace_all_that_was_kept():
+def test_rising_scores_replace_all_that_was_kept(monkeypatch):
+    monkeypatch.setattr(topk_similarity, "CHUNKS", 2)
     query = torch.ones(1, 1, device=DEVICE)
     bank = torch.arange(400.0, device=DEVICE)[:, None]
     values, indices = topk_similarity.topk_similarity(query, bank, 20, True)

@@ -70,13 +70,12 @@ def mined_bce(dtype, query, bank, positives, temperature, half=False):
     n = bank.shape[0]
     z, error = scores(dtype, query, bank, temperature, half)
     mask = chosen(positives, *z.shape)
-    softplus, sigmoid = np.logaddexp(0.0, z), np.exp(-np.logaddexp(0.0, -z))
-    loss = (softplus - z * mask).sum(1) / n
-    size = (softplus + np.abs(z) * mask).sum(1) / n
-    loss_error = ((sigmoid + mask) * error).sum(1) / n + _sum_error(dtype, n) * size
-    grad = (sigmoid - mask) @ bank / (n * temperature)
-    weight = sigmoid * (error + _sum_error(dtype, n) + (2.0**-8 if half else 0.0)) + mask * _sum_error(dtype, n)
-    return (loss, loss_error), (grad, weight @ np.abs(bank) / (n * temperature))
+    turned = np.where(mask, -z, z)  # softplus(z) - z = softplus(-z), and sigmoid(z) - 1 = -sigmoid(-z): no cancellation
+    terms, weights = np.logaddexp(0.0, turned), np.exp(-np.logaddexp(0.0, -turned))
+    loss_error = (weights * error).sum(1) / n + _sum_error(dtype, n) * terms.sum(1) / n
+    grad = np.where(mask, -weights, weights) @ bank / (n * temperature)
+    size = weights * (error + _sum_error(dtype, n) + (2.0**-8 if half else 0.0))
+    return (terms.sum(1) / n, loss_error), (grad, size @ np.abs(bank) / (n * temperature))
 
 
 def nearest(dtype, s, error, k):

@@ -170,7 +170,7 @@ def test_no_second_derivative(draw):
 
 
 def test_gradcheck(draw):
-    query, positive, bank, positives = draw(r=3, n=7, d=4, dtype=torch.float64)
+    query, positive, bank, positives = draw(r=2, n=7, d=3, dtype=torch.float64)
     inputs = query.requires_grad_(), positive.requires_grad_()
     assert torch.autograd.gradcheck(lambda q, p: ops.bank_losses(q, p, bank, positives, **TEMPERATURES), inputs)
     assert torch.autograd.gradcheck(lambda q, p: ops.bank_losses(q, p, bank, None, **TEMPERATURES)[0], inputs)
@@ -207,7 +207,16 @@ def test_compiles_whole_and_under_autocast(device, draw, compiled, mined):
 
 
 @pytest.mark.parametrize(
-    ("r", "n", "d", "m"), [(1, 1, 1, 1), (1, 252, 7, 252), (3, 507, 123, 20), (2, 5, 4, 0), (0, 5, 4, 2), (3, 5, 0, 2)]
+    ("r", "n", "d", "m"),
+    [
+        (1, 1, 1, 1),
+        (1, 252, 7, 252),
+        (3, 507, 123, 20),
+        (3, 70, 140, 20),
+        (2, 5, 4, 0),
+        (0, 5, 4, 2),
+        (3, 5, 0, 2),
+    ],
 )
 def test_ragged_sizes(draw, r, n, d, m):
     query, positive, bank, positives = draw(r, n, d, m)

@@ -134,6 +134,18 @@ def test_zero_key_stays_zero_and_nan_stays_in_its_row():
     assert bank[0].tolist() == [0.0, 0.0] and bank[1].isnan().all() and bank[2].tolist() == [1.0, 1.0]
 
 
+def test_keys_may_be_rows_of_the_bank(device):
+    bank = torch.arange(1.0, 7.0, device=device)[:, None].contiguous()
+    ops.enqueue_(bank, torch.tensor(1, device=device), bank[0:3], normalize=False)
+    assert bank.flatten().tolist() == [1, 1, 2, 3, 5, 6]
+
+
+def test_rows_that_share_memory_are_refused():
+    bank = torch.zeros(6).unfold(0, 3, 1)
+    with pytest.raises(ValueError, match="enqueue_: bank must have memory of its own for every element"):
+        ops.enqueue_(bank, torch.tensor(0), torch.ones(1, 3))
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 N, C, K = torch.zeros(5, 3), torch.tensor(0), torch.zeros(2, 3)

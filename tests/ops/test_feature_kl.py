@@ -141,6 +141,10 @@ def test_non_finite_value_spoils_its_row_only(device, randn, value):
     assert ops.feature_kl(teacher, student, reduction="none").isnan().tolist() == [False, True, False]
 
 
+def test_no_features_no_divergence(device):
+    assert ops.feature_kl(torch.zeros(2, 0, device=device), torch.zeros(2, 0, device=device)).item() == 0
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 X = torch.zeros(2, 3)

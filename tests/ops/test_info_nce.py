@@ -180,7 +180,9 @@ def test_autocast_leaves_the_result_alone(device, randn, compiled):
 # ---- edges ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("b", "n", "d"), [(1, 1, 1), (1, 252, 7), (3, 507, 123), (2, 0, 4), (0, 5, 4), (2, 5, 0)])
+@pytest.mark.parametrize(
+    ("b", "n", "d"), [(1, 1, 1), (1, 252, 7), (3, 507, 123), (3, 70, 140), (2, 0, 4), (0, 5, 4), (2, 5, 0)]
+)
 def test_ragged_sizes(device, randn, b, n, d):
     query, positive = (randn(b, d, device=device, requires_grad=True) for _ in range(2))
     bank = randn(n, d, device=device)

@@ -192,7 +192,16 @@ def test_compiles_whole_and_under_autocast(device, randn, compiled, positives):
 
 @pytest.mark.parametrize(
     ("b", "n", "d", "m"),
-    [(1, 1, 1, 1), (1, 252, 7, 252), (3, 507, 123, 20), (2, 5, 4, 0), (0, 5, 4, 2), (3, 5, 0, 2), (2, 3, 4, 70)],
+    [
+        (1, 1, 1, 1),
+        (1, 252, 7, 252),
+        (3, 507, 123, 20),
+        (3, 70, 140, 20),
+        (2, 5, 4, 0),
+        (0, 5, 4, 2),
+        (3, 5, 0, 2),
+        (2, 3, 4, 70),
+    ],
 )
 def test_ragged_sizes(device, randn, b, n, d, m):
     query, bank = randn(b, d, device=device, requires_grad=True), randn(n, d, device=device)
@@ -253,6 +262,20 @@ def test_inside_a_compiled_graph_an_index_out_of_range_is_padding(device, randn,
     loss, expected = compiled(ops.mined_bce)(query, bank, outside), ops.mined_bce(query, bank, inside)
     assert_close(loss, expected)
     assert_close(torch.autograd.grad(loss, query), torch.autograd.grad(expected, query))
+
+
+def test_large_scores_of_positives_do_not_cancel(device, randn):
+    query = 100 * randn(8, 128, device=device)
+    loss = ops.mined_bce(query, query, torch.arange(8, device=device)[:, None], temperature=0.02, reduction="none")
+    rest = ~torch.eye(8, dtype=torch.bool, device=device)
+    expected = torch.nn.functional.softplus((query.double() @ query.double().T) / 0.02) * rest
+    assert_close(loss.double(), expected.sum(1) / 8, rtol=1e-5, atol=1e-5)
+
+
+def test_shapes_are_inferred_without_values():
+    with torch._subclasses.FakeTensorMode():
+        query, bank = torch.empty(3, 4), torch.empty(9, 4)
+        assert ops.mined_bce(query, bank, torch.zeros(3, 2, dtype=torch.int64), reduction="none").shape == (3,)
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------

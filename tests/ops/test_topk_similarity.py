@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -116,7 +117,7 @@ def test_opcheck(device, randn, sorted_):
 
 def test_one_graph_for_every_k(randn):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     function = torch.compile(ops.topk_similarity, fullgraph=True, backend=counter, dynamic=True)
     query, bank = randn(4, 6), randn(19, 6)
     for k in (5, 6, 7):

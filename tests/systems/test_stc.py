@@ -439,7 +439,7 @@ def test_losses_and_gradients_after_enqueues_are_the_reference_equations(dtype):
         loss.backward()
         torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
         ours = [x.grad.double() for parts in query.values() for x in parts[:2]]
-        # over a bfloat16 bank the weights of the sums are bfloat16 too: 2^-9 of a sum of unit rows over temperature 0.07
+        # over a bfloat16 bank the weights are bfloat16 too: 2^-9 of a weighted mean of unit rows over 0.07
         atol = 1e-6 if dtype == torch.float32 else 2**-9 / 0.07
         for gradient, truth in zip(ours, torch.autograd.grad(expected, leaves), strict=True):
             torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=atol)

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slrfast.kernels.triton._rounding import rounded
+
 BLOCK = 1024
 
 
@@ -46,7 +48,7 @@ def write(
         x = tl.load(keys + d.to(tl.int64) * keys_column, mask=d < D, other=0.0).to(compute)
         if NORMALIZE:
             x = x / length if DOUBLE else tl.div_rn(x, length)
-        tl.store(bank + d.to(tl.int64) * bank_column, x.to(bank.dtype.element_ty), mask=d < D)
+        tl.store(bank + d.to(tl.int64) * bank_column, rounded(x, bank.dtype.element_ty), mask=d < D)
 
 
 @triton.jit

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slrfast.kernels.triton._rounding import rounded
+
 TILE = 1024
 
 
@@ -37,7 +39,7 @@ def difference(
     minus = tl.load(source + at + minus_offset, mask=inside & (j >= minus_begin) & (j < minus_end), other=0.0)
     compute = tl.float64 if DOUBLE else tl.float32
     value = plus.to(compute) - minus.to(compute)
-    tl.store(result + at, value.to(result.dtype.element_ty), mask=inside)
+    tl.store(result + at, rounded(value, result.dtype.element_ty), mask=inside)
 
 
 def motion(x: Tensor, interval: int, backward: bool) -> Tensor:
