@@ -38,6 +38,27 @@ class WrongAnswer(AssertionError):
     """A candidate's result is off, so it is not timed."""
 
 
+def largest_error(result: Tensor, truth: Tensor) -> float:
+    """The largest difference relative to the largest true value."""
+    if result.shape != truth.shape:
+        return float("inf")
+    if truth.numel() == 0:
+        return 0.0
+    return ((result.detach().double() - truth).abs().max() / truth.abs().max().clamp_min(1e-300)).item()
+
+
+def root_mean_square_error(result: Tensor, truth: Tensor) -> float:
+    """The difference relative to result and truth together: 1 for zero, or for what has nothing to do with the truth.
+
+    For what has kinks: where rounding moves a ReLU's input across zero, single gradients change by as much as they are.
+    """
+    if result.shape != truth.shape:
+        return float("inf")
+    result = result.detach().double()
+    both = (result.norm() ** 2 + truth.norm() ** 2).sqrt()
+    return ((result - truth).norm() / both.clamp_min(1e-300)).item()
+
+
 @dataclass(frozen=True)
 class Case:
     """One workload and everything that can do it.
@@ -53,7 +74,10 @@ class Case:
             the time a large matrix product takes for as many operations, and a copy of the same size for the bytes.
         tolerance: relative error that the baseline and other people's code may have.
         tolerances: candidate -> its own allowed error, where the baseline's says nothing: bfloat16 banks.
+        held_to: candidate of ours -> the one whose error it is measured by instead of the baseline's: of its own dtype.
         compared: makes the checked tensors of a call's results, outside the timing.
+        checked: candidate -> the call that is compared with the truth where the timed one is random: without dropout.
+        error: what a result may be off by; :func:`largest_error` unless told.
         threads: CPU threads that the case runs with; None leaves them as they are.
         skipped: candidate that cannot run here -> why.
         peak_bytes: measures the memory that each candidate takes beyond its inputs.
@@ -68,7 +92,10 @@ class Case:
     baseline: str = "eager"
     tolerance: float = 1e-4
     tolerances: Mapping[str, float] = field(default_factory=dict)
+    held_to: Mapping[str, str] = field(default_factory=dict)
     compared: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list
+    checked: Mapping[str, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
+    error: Callable[[Tensor, Tensor], float] = largest_error
     device: str = "cpu"
     threads: int | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -79,11 +106,11 @@ class Case:
 def allowed(case: Case, found: Mapping[str, float]) -> dict[str, float]:
     """The error that every candidate may have.
 
-    Ours 1.5 times what the baseline errs by, plus a float32 rounding; a candidate with its own tolerance that one; the
-    baseline and other people's code ``tolerance``.
+    Ours 1.5 times what the baseline (or the one it is held to) errs by, plus a float32 rounding; a candidate with its
+    own tolerance that one; the baseline and other people's code ``tolerance``.
     """
-    rule = 1.5 * found[case.baseline] + 2e-7
-    limits = {name: rule if is_ours(name) else case.tolerance for name in found}
+    limits = dict.fromkeys(found, case.tolerance)
+    limits |= {name: 1.5 * found[case.held_to.get(name, case.baseline)] + 2e-7 for name in found if is_ours(name)}
     return limits | dict(case.tolerances)
 
 
@@ -93,31 +120,23 @@ def is_ours(candidate: str) -> bool:
 
 
 def errors(case: Case) -> dict[str, float]:
-    """Largest error of every candidate relative to the largest true value; WrongAnswer where it is not allowed.
+    """Largest error of every candidate over the checked tensors; WrongAnswer where it is not allowed.
 
     Every candidate is called once, so one that changes its own state is compared with the truth's first step.
     """
     truth = [t.detach().double() for t in case.truth()]
     found = {}
     for name, call in case.candidates.items():
-        results = case.compared(call())
+        results = case.compared(case.checked.get(name, call)())
         if len(results) != len(truth):
             raise WrongAnswer(f"{case.name}: {name} returns {len(results)} tensors instead of {len(truth)}")
-        found[name] = max(map(_relative_error, results, truth))
+        found[name] = max(map(case.error, results, truth), key=lambda error: (error != error, error))  # NaN is most
     limits = allowed(case, found)
     for name, error in found.items():
         if not error <= limits[name]:
             limit = limits[name]
-            raise WrongAnswer(f"{case.name}: {name} is off by {error:.3g} of the largest value, allowed {limit:.3g}")
+            raise WrongAnswer(f"{case.name}: {name} is off by {error:.3g}, allowed {limit:.3g}")
     return found
-
-
-def _relative_error(result: Tensor, truth: Tensor) -> float:
-    if result.shape != truth.shape:
-        return float("inf")
-    if truth.numel() == 0:
-        return 0.0
-    return ((result.detach().double() - truth).abs().max() / truth.abs().max().clamp_min(1e-300)).item()
 
 
 def samples(case: Case, rounds: int = 15, seconds: float = 0.02, at_most: float = 20.0) -> dict[str, list[float]]:
@@ -183,25 +202,30 @@ def measure(case: Case, rounds: int = 15) -> dict:
 
 def save(op: str, cases: Sequence[Mapping], folder: str | os.PathLike | None = None) -> Path:
     """Write one run, with what is needed to repeat it, as <folder>/<op>-<commit>.json."""
-    device = cases[0]["device"]
-    label = machine.label(device)
-    folder = Path(folder or os.environ.get("SLRFAST_BENCHMARK_OUT") or RESULTS / label)
+    return write(op, {"op": op, **facts(cases[0]["device"]), "cases": list(cases)}, folder)
+
+
+def write(name: str, run: Mapping, folder: str | os.PathLike | None = None) -> Path:
+    """Write a run with its :func:`facts` as <folder>/<name>-<commit>.json."""
+    folder = Path(folder or os.environ.get("SLRFAST_BENCHMARK_OUT") or RESULTS / run["machine"])
     folder.mkdir(parents=True, exist_ok=True)
-    run = {
-        "op": op,
-        "machine": label,
+    path = folder / f"{name}-{run['commit']}.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(run, indent=1) + "\n")
+    return path
+
+
+def facts(device: str) -> dict:
+    """What is needed to repeat a run."""
+    return {
+        "machine": machine.label(device),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": machine.versions(),
         "threads": torch.get_num_threads(),
         "isa": machine.isa(),
         "load": round(os.getloadavg()[0], 2),  # processes that wanted a core, ours included: above that, mistrust
-        "cases": list(cases),
     }
-    path = folder / f"{op}-{run['commit']}.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(run, indent=1) + "\n")
-    return path
 
 
 @lru_cache
@@ -226,14 +250,14 @@ def devices() -> list[str]:
 
 def run_all(
     op: str,
-    cases: Callable[[str], Iterable[Case]],
+    cases: Callable[[str], Iterable[Case | dict]],
     folder: str | os.PathLike | None = None,
     only: str | None = None,
 ) -> list[dict]:
-    """Measure and save every case on every device, or on one; returns the summaries."""
+    """Measure and save every case (a dict is a summary already) on every device, or on one; returns the summaries."""
     found: list[dict] = []
     for device in [only] if only else devices():
-        results = [measure(case) for case in cases(device)]
+        results = [case if isinstance(case, dict) else measure(case) for case in cases(device)]
         save(op, results, folder)
         found += results
     return found
@@ -264,12 +288,12 @@ def line(op: str, result: Mapping) -> str:
     return f"{head}: {times}; ours {result['times_floor'][OURS]:.1f} x floor{skipped}"
 
 
-def main(op: str, cases: Callable[[str], Iterable[Case]]) -> None:
-    """The command line of a benchmark module."""
+def main(op: str, cases: Callable[[str], Iterable[Case | dict]], show: Callable[[str, Mapping], str] = line) -> None:
+    """The command line of a benchmark module; ``show`` makes text of a summary."""
     parser = argparse.ArgumentParser(description=f"Benchmark {op} and save the run under benchmarks/results.")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--out", metavar="FOLDER", help="save there instead")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="measure on this one only")
     arguments = parser.parse_args()
     results = run_all(op, cases, arguments.out, arguments.device)
-    print(json.dumps(results, indent=1) if arguments.json else "\n".join(line(op, result) for result in results))
+    print(json.dumps(results, indent=1) if arguments.json else "\n".join(show(op, result) for result in results))

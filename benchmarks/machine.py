@@ -71,7 +71,7 @@ def _microarchitecture() -> str:
 def versions() -> dict[str, str]:
     """Versions of everything that shapes a measurement."""
     found = {"slrfast": slrfast.__version__, "python": platform.python_version()}
-    for package in ("torch", "triton", "numpy", "faiss-cpu"):
+    for package in ("torch", "triton", "numpy", "faiss-cpu", "torch_geometric"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

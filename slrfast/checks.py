@@ -89,6 +89,18 @@ def integer_between(op: str, low: int, high: int, **scalars: int) -> None:
         require(low <= value <= high, op, name, f"be in [{low}, {high}]", value)
 
 
+def rising(op: str, end: int | None, **offsets: Sequence[int]) -> None:
+    """Every list of offsets starts at 0, never falls, and ends at ``end`` frames (None: anywhere)."""
+    for name, values in offsets.items():
+        falls = [f"{b} after {a}" for a, b in zip(values, values[1:], strict=False) if b < a]
+        right = len(values) > 0 and values[0] == 0 and not falls and end in (None, values[-1])
+        rule = "rise from 0" if end is None else f"rise from 0 to the {end} frames"
+        if not right:
+            raise ValueError(
+                message(op, name, rule, values if len(values) <= 8 else (*falls, f"{values[0]} to {values[-1]}")[0])
+            )
+
+
 def choice(op: str, options: Sequence[str], **values: str) -> None:
     """Every value is one of ``options``."""
     for name, value in values.items():

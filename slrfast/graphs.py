@@ -7,13 +7,16 @@ graph convolution averages over the neighbourhood of its output node.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 
 SELF, INWARD, OUTWARD, SYMMETRIC = range(4)
+MAX_NODES = 256
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,13 @@ class SkeletonGraph:
     """A skeleton's partitioned adjacency, hashable and independent of any device.
 
     Attributes:
-        names: one name per node.
-        edges: sorted quadruples (partition, source, target, weight).
-        num_partitions: P.
+        names: one name per node, 1 to 256 of them.
+        edges: quadruples (partition, source, target, weight), at least one; kept sorted.
+        num_partitions: P; a partition may be empty.
         parts: the nodes that are max-pooled together, one tuple per part.
         pooled: the graph over those parts, or None.
+    Raises:
+        ValueError: an edge or part does not fit the nodes and partitions, or is there twice.
     """
 
     names: tuple[str, ...]
@@ -33,6 +38,30 @@ class SkeletonGraph:
     num_partitions: int = 4
     parts: tuple[tuple[int, ...], ...] = ()
     pooled: SkeletonGraph | None = None
+    _hash: ClassVar[int]  # of every instance, kept: a hash over thousands of edges is not for every call
+
+    def __post_init__(self) -> None:
+        count, partitions = len(self.names), self.num_partitions
+        _require(1 <= count <= MAX_NODES, f"a skeleton must have 1 to {MAX_NODES} nodes", count)
+        _require(partitions >= 1, "num_partitions must be at least 1", partitions)
+        edges = tuple(sorted(_edge(edge, partitions, count) for edge in self.edges))
+        _require(len(edges) > 0, "edges must not be empty", "none")
+        for (*before, _), (*ends, _) in zip(edges, edges[1:], strict=False):
+            _require(before != ends, "an edge must be in a partition once", f"{tuple(ends)} twice")
+        for part in self.parts:
+            _require(len(part) > 0 and _are_in(part, count), f"a part must name nodes of 0..{count - 1}", list(part))
+            _require(len(set(part)) == len(part), "a part must name a node once", list(part))
+        if self.pooled is not None:
+            nodes = self.pooled.num_nodes
+            _require(nodes == len(self.parts), f"pooled must have {len(self.parts)} nodes", nodes)
+        parts = tuple(tuple(map(int, part)) for part in self.parts)
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "edges", edges)
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "_hash", hash((count, partitions, edges, parts)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def from_edges(
@@ -48,34 +77,34 @@ class SkeletonGraph:
         """Build the four partitions from undirected bones and symmetric pairs.
 
         Args:
-            names: V node names.
-            bones: pairs of nodes. A bone between nodes at equal distance from the centre falls in no partition,
-                though it still counts in the degree of its nodes.
-            symmetric: pairs that go to the symmetric partition whatever their distance.
+            names: V node names, 1 to 256.
+            bones: pairs of nodes, each named once. A bone between nodes at equal distance from the centre falls in no
+                partition, though it still counts in the degree of its nodes.
+            symmetric: pairs that go to the symmetric partition whatever their distance; none of them a bone too.
             center: the node that distances are counted from, along bones.
             parts: node lists for part pooling, in the order of the pooled graph's nodes.
             distance: V distances to use instead of counting them.
             pooled: the graph over the parts.
         Raises:
-            ValueError: a node, part or distance does not fit the V names, or a bone cannot be reached from the centre.
+            ValueError: a node, part or distance does not fit the V names, a pair is there twice, several nodes have no
+                edge at all, or a bone cannot be reached from the centre.
 
         >>> SkeletonGraph.from_edges(["wrist", "tip"], bones=[(0, 1)]).dense().sum(axis=(0, 1))
         array([1., 1.], dtype=float32)
         """
         count = len(names)
-        for a, b in (*bones, *symmetric):
-            if not (0 <= a < count and 0 <= b < count) or a == b:
-                raise ValueError(f"SkeletonGraph: an edge must join two nodes of 0..{count - 1}, got {(a, b)}")
-        if not 0 <= center < count:
-            raise ValueError(f"SkeletonGraph: center must be a node of 0..{count - 1}, got {center}")
-        for part in parts:
-            if not part or not all(0 <= node < count for node in part):
-                raise ValueError(f"SkeletonGraph: a part must name nodes of 0..{count - 1}, got {list(part)}")
-        if pooled is not None and pooled.num_nodes != len(parts):
-            raise ValueError(f"SkeletonGraph: pooled must have {len(parts)} nodes, got {pooled.num_nodes}")
+        _require(1 <= count <= MAX_NODES, f"a skeleton must have 1 to {MAX_NODES} nodes", count)
+        pairs = [tuple(pair) for pair in (*bones, *symmetric)]
+        _require(count == 1 or len(pairs) > 0, f"bones must join the {count} nodes", "none")
+        seen: set[tuple[int, ...]] = set()
+        for pair in pairs:
+            fits = len(pair) == 2 and pair[0] != pair[1] and _are_in(pair, count)
+            _require(fits, f"an edge must join two nodes of 0..{count - 1}", pair)
+            _require(pair not in seen, "an edge must be named once, in one direction", f"{pair} twice")
+            seen |= {pair, pair[::-1]}
+        _require(0 <= center < count, f"center must be a node of 0..{count - 1}", center)
         distance = _distances(count, bones, center) if distance is None else distance
-        if len(distance) != count:
-            raise ValueError(f"SkeletonGraph: distance must have {count} entries, got {len(distance)}")
+        _require(len(distance) == count, f"distance must have {count} entries", len(distance))
 
         partition: dict[tuple[int, int], int | None] = {(node, node): SELF for node in range(count)}
         for a, b in symmetric:
@@ -87,6 +116,40 @@ class SkeletonGraph:
         degree = np.bincount([target for _, target in partition], minlength=count)
         edges = sorted((k, v, w, 1.0 / degree[w]) for (v, w), k in partition.items() if k is not None)
         return cls(tuple(names), tuple(edges), parts=tuple(map(tuple, parts)), pooled=pooled)
+
+    @classmethod
+    def from_dense(
+        cls,
+        adjacency: Any,
+        names: Sequence[str] | None = None,
+        parts: Sequence[Sequence[int]] = (),
+        pooled: SkeletonGraph | None = None,
+    ) -> SkeletonGraph:
+        """Take over an adjacency as other code has it, such as the ``A`` of an ST-GCN; entries of 0 are no edges.
+
+        Args:
+            adjacency: [P, V, V], a NumPy array or what it can be made of (a CPU tensor without gradient), with
+                ``out[w] = sum_v x[v] A[k][v, w]``: rows are sources, columns are targets. Not normalised further.
+            names: V node names; "node_0" and so on without them.
+            parts: node lists for part pooling, in the order of the pooled graph's nodes.
+            pooled: the graph over the parts.
+        Raises:
+            ValueError: another shape, a value that is not finite, nothing but zeros, or names or parts that do not fit.
+
+        >>> graph = SkeletonGraph.from_dense([[[0.5, 0.0], [0.5, 1.0]]])
+        >>> graph.edges
+        ((0, 0, 0, 0.5), (0, 1, 0, 0.5), (0, 1, 1, 1.0))
+        """
+        dense = np.asarray(adjacency, np.float64)
+        square = dense.ndim == 3 and dense.shape[1] == dense.shape[2]
+        _require(square, "adjacency must have shape [P, V, V]", list(dense.shape))
+        partitions, count, _ = dense.shape
+        names = tuple(f"node_{i}" for i in range(count)) if names is None else tuple(names)
+        _require(len(names) == count, f"names must name the adjacency's {count} nodes", len(names))
+        _require(bool(np.isfinite(dense).all()), "adjacency must be finite", "NaN or infinity")
+        _require(bool(dense.any()), "adjacency must have an entry that is not 0", "none")
+        edges = tuple((k, v, w, float(dense[k, v, w])) for k, v, w in np.argwhere(dense).tolist())
+        return cls(names, edges, partitions, tuple(map(tuple, parts)), pooled)
 
     @property
     def num_nodes(self) -> int:
@@ -107,6 +170,23 @@ def _dense(graph: SkeletonGraph) -> np.ndarray:
     return adjacency
 
 
+def _require(condition: bool, rule: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"SkeletonGraph: {rule}, got {got}")
+
+
+def _are_in(values: Iterable[Any], stop: int) -> bool:
+    return all(isinstance(value, (int, np.integer)) and 0 <= value < stop for value in values)
+
+
+def _edge(edge: Sequence[Any], partitions: int, nodes: int) -> tuple[int, int, int, float]:
+    """The edge in plain numbers, if it has a place in the graph."""
+    if len(edge) == 4 and _are_in(edge[:1], partitions) and _are_in(edge[1:3], nodes) and math.isfinite(edge[3]):
+        return int(edge[0]), int(edge[1]), int(edge[2]), float(edge[3])
+    place = f"a partition of 0..{partitions - 1}, two nodes of 0..{nodes - 1}"
+    raise ValueError(f"SkeletonGraph: an edge must be {place} and a finite weight, got {tuple(edge)}")
+
+
 def _distances(count: int, bones: Sequence[tuple[int, int]], center: int) -> list[int]:
     distance = {center: 0}
     frontier = [center]
@@ -118,7 +198,7 @@ def _distances(count: int, bones: Sequence[tuple[int, int]], center: int) -> lis
                 frontier.append(other)
     for bone in bones:
         if bone[0] not in distance:
-            raise ValueError(f"SkeletonGraph: bone {bone} must be connected to center {center}")
+            raise ValueError(f"SkeletonGraph: bone {tuple(bone)} must be connected to center {center}")
     return [distance.get(node, 0) for node in range(count)]
 
 
@@ -151,7 +231,7 @@ _TRUNK_BONES = [*_chain(0, 1, 2, 3), *_chain(0, 4, 5, 6)]
 _TRUNK_PARTS = ([1, 2, 3], [4, 5, 6], [0])
 _ARMS = ("left_arm", "right_arm", "nose")
 TRUNK3 = SkeletonGraph.from_edges(_ARMS, _star(2, (0, 1)), symmetric=[(0, 1)], center=2)
-TRUNK3_LEGACY = SkeletonGraph.from_edges(_ARMS, [(0, 2), (0, 1)], symmetric=[(0, 1)], distance=(0, 0, 0))
+TRUNK3_LEGACY = SkeletonGraph.from_edges(_ARMS, [(0, 2)], symmetric=[(0, 1)], distance=(0, 0, 0))
 _TRUNK_SIDES = [(1, 4), (2, 5), (3, 6)]
 TRUNK7 = SkeletonGraph.from_edges(TRUNK_NAMES, _TRUNK_BONES, _TRUNK_SIDES, parts=_TRUNK_PARTS, pooled=TRUNK3)
 TRUNK7_LEGACY = SkeletonGraph.from_edges(

@@ -105,7 +105,7 @@ def test_the_compiled_module_needs_no_torch():
         "s.loader.exec_module(m); print(m.build_info())"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     linked = subprocess.run(["ldd", _compiled()], capture_output=True, text=True, check=False).stdout
-    assert "torch" not in linked and "c10" not in linked
+    assert "torch" not in linked and "libc10" not in linked
 
 
 def _compiled():

@@ -1,7 +1,13 @@
 """Skeletons and layouts against the numbers of the specification."""
 
+import os
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
 
 from slrfast import graphs
 from slrfast.graphs import SkeletonGraph
@@ -68,25 +74,128 @@ def test_layouts():
 def test_graph_is_a_key():
     again = SkeletonGraph.from_edges(["a", "b"], [(0, 1)])
     assert again == SkeletonGraph.from_edges(["a", "b"], [(0, 1)]) and len({again, again}) == 1
+    assert SkeletonGraph(list(again.names), list(again.edges[::-1])) == again
+    copied = pickle.loads(pickle.dumps(again))
+    assert copied == again and hash(copied) == hash(again)
+    assert len({again, SkeletonGraph(again.names, again.edges, 5), SkeletonGraph(again.names, again.edges[1:])}) == 3
     with pytest.raises(ValueError):
         again.dense()[0, 0, 0] = 2.0
+
+
+def test_a_key_in_another_process():
+    code = "import pickle, sys; sys.stdout.buffer.write(pickle.dumps(__import__('slrfast').graphs.HAND21))"
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    written = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True).stdout
+    assert {graphs.HAND21: "found"}[pickle.loads(written)] == "found"
+
+
+def test_one_node_and_many():
+    alone = SkeletonGraph.from_edges(["a"], [])
+    assert alone.edges == ((graphs.SELF, 0, 0, 1.0),) and alone.dense().shape == (4, 1, 1)
+    star = SkeletonGraph.from_edges([str(i) for i in range(256)], [(0, i) for i in range(1, 256)])
+    np.testing.assert_allclose(star.dense().sum((0, 1)), 1.0, rtol=1e-5)
+    assert star.dense()[graphs.INWARD, 255, 0] == pytest.approx(1 / 256)
+
+
+@pytest.mark.parametrize("graph", [graphs.HAND21, graphs.TRUNK7_LEGACY, graphs.TRUNK3_LEGACY, graphs.MOUTH8])
+def test_a_dense_adjacency_is_taken_over(graph):
+    again = SkeletonGraph.from_dense(graph.dense(), graph.names, graph.parts, graph.pooled)
+    np.testing.assert_array_equal(again.dense(), graph.dense())
+    assert (again.names, again.parts, again.pooled) == (graph.names, graph.parts, graph.pooled)
+    assert len(again.edges) == len(graph.edges)  # zeros are no edges
+    assert SkeletonGraph.from_dense(torch.tensor(graph.dense())).edges == again.edges
+
+
+def test_empty_partitions_and_any_number_of_them():
+    adjacency = np.zeros((6, 3, 3))
+    adjacency[4, 2, 0] = -0.25
+    graph = SkeletonGraph.from_dense(adjacency)
+    assert graph == SkeletonGraph(("node_0", "node_1", "node_2"), ((4, 2, 0, -0.25),), 6)
+    np.testing.assert_array_equal(graph.dense(), adjacency)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ({"bones": [(0, 3)]}, "an edge must join two nodes of 0..2, got (0, 3)"),
+        ({"bones": [(-1, 0)]}, "an edge must join two nodes of 0..2, got (-1, 0)"),
+        ({"bones": [(0, 1.5)]}, "an edge must join two nodes of 0..2, got (0, 1.5)"),
+        ({"bones": [(0, 1, 2)]}, "an edge must join two nodes of 0..2, got (0, 1, 2)"),
         ({"bones": [(1, 1)]}, "an edge must join two nodes of 0..2, got (1, 1)"),
+        ({"bones": [(0, 1)], "symmetric": [(2, 4)]}, "an edge must join two nodes of 0..2, got (2, 4)"),
+        ({"bones": []}, "bones must join the 3 nodes, got none"),
+        ({"bones": [(0, 1), (0, 1)]}, "an edge must be named once, in one direction, got (0, 1) twice"),
+        ({"bones": [(0, 1), (1, 0)]}, "an edge must be named once, in one direction, got (1, 0) twice"),
+        (
+            {"bones": [(0, 1)], "symmetric": [(1, 2), (2, 1)]},
+            "an edge must be named once, in one direction, got (2, 1) twice",
+        ),
+        (
+            {"bones": [(0, 1)], "symmetric": [(1, 0)]},
+            "an edge must be named once, in one direction, got (1, 0) twice",
+        ),
         ({"bones": [(1, 2)]}, "bone (1, 2) must be connected to center 0"),
         ({"bones": [(0, 1)], "center": 5}, "center must be a node of 0..2, got 5"),
         ({"bones": [(0, 1)], "parts": [[]]}, "a part must name nodes of 0..2, got []"),
+        ({"bones": [(0, 1)], "parts": [[0, 3]]}, "a part must name nodes of 0..2, got [0, 3]"),
+        ({"bones": [(0, 1)], "parts": [[1, 2, 1]]}, "a part must name a node once, got [1, 2, 1]"),
         ({"bones": [(0, 1)], "distance": (0, 1)}, "distance must have 3 entries, got 2"),
         ({"bones": [(0, 1)], "parts": [[0], [1]], "pooled": graphs.TRUNK3}, "pooled must have 2 nodes, got 3"),
+        ({"names": [], "bones": []}, "a skeleton must have 1 to 256 nodes, got 0"),
+        ({"names": ["a"] * 257, "bones": [(0, 1)]}, "a skeleton must have 1 to 256 nodes, got 257"),
     ],
 )
 def test_bad_graphs(arguments, sentence):
     with pytest.raises(ValueError) as error:
-        SkeletonGraph.from_edges(["a", "b", "c"], **arguments)
+        SkeletonGraph.from_edges(**{"names": ["a", "b", "c"], **arguments})
+    assert str(error.value) == f"SkeletonGraph: {sentence}"
+
+
+PLACE = "an edge must be a partition of 0..3, two nodes of 0..2 and a finite weight"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"edges": []}, "edges must not be empty, got none"),
+        ({"edges": [(4, 0, 1, 1.0)]}, f"{PLACE}, got (4, 0, 1, 1.0)"),
+        ({"edges": [(0, 3, 1, 1.0)]}, f"{PLACE}, got (0, 3, 1, 1.0)"),
+        ({"edges": [(0, 0, -1, 1.0)]}, f"{PLACE}, got (0, 0, -1, 1.0)"),
+        ({"edges": [(0, 0, 0.5, 1.0)]}, f"{PLACE}, got (0, 0, 0.5, 1.0)"),
+        ({"edges": [(0, 0, 1, float("nan"))]}, f"{PLACE}, got (0, 0, 1, nan)"),
+        ({"edges": [(0, 0, 1)]}, f"{PLACE}, got (0, 0, 1)"),
+        (
+            {"edges": [(1, 0, 2, 0.5), (1, 0, 1, 0.5), (1, 0, 2, 1.0)]},
+            "an edge must be in a partition once, got (1, 0, 2) twice",
+        ),
+        ({"num_partitions": 0}, "num_partitions must be at least 1, got 0"),
+        ({"names": ()}, "a skeleton must have 1 to 256 nodes, got 0"),
+        ({"names": ("a",) * 257}, "a skeleton must have 1 to 256 nodes, got 257"),
+        ({"parts": [[7]]}, "a part must name nodes of 0..2, got [7]"),
+        ({"pooled": graphs.TRUNK3}, "pooled must have 0 nodes, got 3"),
+    ],
+)
+def test_bad_direct_construction(arguments, sentence):
+    with pytest.raises(ValueError) as error:
+        SkeletonGraph(**{"names": ("a", "b", "c"), "edges": ((0, 0, 0, 1.0),), **arguments})
+    assert str(error.value) == f"SkeletonGraph: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("adjacency", "arguments", "sentence"),
+    [
+        (np.eye(3), {}, "adjacency must have shape [P, V, V], got [3, 3]"),
+        (np.ones((2, 3, 4)), {}, "adjacency must have shape [P, V, V], got [2, 3, 4]"),
+        (np.zeros((2, 3, 3)), {}, "adjacency must have an entry that is not 0, got none"),
+        (np.full((1, 2, 2), np.inf), {}, "adjacency must be finite, got NaN or infinity"),
+        (np.ones((1, 2, 2)), {"names": ["a"]}, "names must name the adjacency's 2 nodes, got 1"),
+        (np.ones((1, 257, 257)), {}, "a skeleton must have 1 to 256 nodes, got 257"),
+        (np.ones((1, 2, 2)), {"parts": [[2]]}, "a part must name nodes of 0..1, got [2]"),
+    ],
+)
+def test_bad_adjacency(adjacency, arguments, sentence):
+    with pytest.raises(ValueError) as error:
+        SkeletonGraph.from_dense(adjacency, **arguments)
     assert str(error.value) == f"SkeletonGraph: {sentence}"
 
 

@@ -6,90 +6,24 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.baselines import bank
+from benchmarks.baselines import bank, gcn
+from benchmarks.baselines.gcn import PartGCN, TemporalBlock
 from slrfast import graphs
 from slrfast.systems.stc import STC, STCConfig, STCEncoder
 
-
-class GraphConvolution(nn.Module):
-    def __init__(self, cin: int, cout: int, adjacency: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("A", adjacency)
-        self.conv = nn.Conv2d(cin, cout * adjacency.size(0), kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        n, kc, t, v = x.shape
-        x = x.view(n, self.A.size(0), kc // self.A.size(0), t, v)
-        return torch.einsum("nkctv,kvw->nctw", x, self.A).contiguous()
-
-
-class Block(nn.Module):
-    def __init__(self, cin: int, cout: int, adjacency: Tensor, residual: bool, dropout: float) -> None:
-        super().__init__()
-        self.gcn = GraphConvolution(cin, cout, adjacency)
-        self.tcn = nn.Sequential(
-            nn.BatchNorm2d(cout), nn.ReLU(inplace=True), nn.Dropout(dropout),
-            nn.Conv2d(cout, cout, 1), nn.BatchNorm2d(cout), nn.Dropout(dropout),
-        )  # fmt: skip
-        if not residual:
-            self.residual = None
-        elif cin == cout:
-            self.residual = nn.Identity()
-        else:
-            self.residual = nn.Sequential(nn.Conv2d(cin, cout, 1), nn.BatchNorm2d(cout))
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = 0 if self.residual is None else self.residual(x)
-        return self.relu(self.tcn(self.gcn(x)) + residual)
-
-
-class PartGCN(nn.Module):
-    def __init__(self, graph: graphs.SkeletonGraph, config: STCConfig) -> None:
-        super().__init__()
-        adjacency, pooled = torch.tensor(graph.dense()), torch.tensor(graph.pooled.dense())
-        self.data_bn = nn.BatchNorm1d(2 * graph.num_nodes, eps=config.input_eps)
-        sizes = (2, *config.gcn_channels)
-        self.blocks = nn.ModuleList(
-            Block(sizes[i], sizes[i + 1], adjacency if i < 3 else pooled, i > 0, config.gcn_dropout) for i in range(5)
-        )
-        self.parts = [list(part) for part in graph.parts]
-        self.fc = nn.Sequential(
-            nn.Conv1d(sizes[-1], config.dim, 1), nn.BatchNorm1d(config.dim), nn.ReLU(inplace=True),
-            nn.Dropout(config.frame_dropout),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, v, c = x.shape
-        x = self.data_bn(x.reshape(b * t, v * c)).view(b * t, v, c).permute(0, 2, 1).contiguous().unsqueeze(2)
-        for block in self.blocks[:3]:
-            x = block(x)
-        x = torch.cat([F.max_pool2d(x[..., part], (1, len(part))) for part in self.parts], -1)
-        for block in self.blocks[3:]:
-            x = block(x)
-        x = F.max_pool2d(x, (1, x.size(-1))).squeeze(-1).squeeze(-1)
-        return self.fc(x.view(b, t, -1).permute(0, 2, 1).contiguous())
-
-
-class TemporalBlock(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.a = nn.Sequential(nn.Conv1d(dim, dim, 5, padding=2), nn.ReLU(inplace=True))
-        self.b = nn.Sequential(
-            nn.Conv1d(dim, dim, 3, padding=1), nn.ReLU(inplace=True),
-            nn.Conv1d(dim, dim, 3, padding=1), nn.ReLU(inplace=True),
-        )  # fmt: skip
-        self.join = nn.Sequential(nn.Conv1d(2 * dim, dim, 1), nn.BatchNorm1d(dim), nn.ReLU(inplace=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.join(torch.cat([self.a(x), self.b(x)], 1))
+NAMES = {  # of slrfast -> here, beyond those of the graph networks and temporal blocks
+    r"_temporal\.": "_tcn.", r"_pool\.score\.": "_score.", r"_head\.hidden\.": "_fc.0.", r"_head\.output\.": "_fc.2.",
+    r"_transformer\.blocks\.": "_transformer.layers.", r"\.out\.": ".o.", "ffn_in": "fc1", "ffn_out": "fc2",
+    "norm_attention": "norm1", "norm_ffn": "norm2",
+}  # fmt: skip
 
 
 class Attention(nn.Module):
@@ -182,6 +116,9 @@ class FieldSTC(nn.Module):
                 self.register_buffer(f"queue_{s}_{part}", queue)
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.encoder_q.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+
     @torch.no_grad()
     def momentum_update(self) -> None:
         bank.momentum_update(self.encoder_k.parameters(), self.encoder_q.parameters(), self.config.momentum)
@@ -223,6 +160,13 @@ class FieldSTC(nn.Module):
             self.dequeue_and_enqueue(k)
         return loss
 
+    @torch.no_grad()
+    def encode(self, clips: list[tuple[np.ndarray, np.ndarray]]) -> Tensor:
+        """Features of whole clips, hand + trunk per stream, [B, 2 dim]; the module is in evaluation mode already."""
+        views = [_whole_clip(xy, confidence, self.config.frames) for xy, confidence in clips]
+        view = {key: torch.stack([clip[key] for clip in views]).to(self.queue_ptr.device) for key in views[0]}
+        return torch.cat([sum(self.encoder_q[s](view[s], view["visible"])) for s in self.STREAMS], -1).float()
+
 
 def load_batch(
     clips: list[tuple[np.ndarray, np.ndarray]], frames: int, rng: np.random.Generator
@@ -239,10 +183,7 @@ def _augment_clip(xy: np.ndarray, confidence: np.ndarray, frames: int, rng: np.r
     length = len(xy)
     keep = min(length, max(32, int(rng.uniform(0.1, 1.0) * length)))
     start = rng.integers(0, length - keep + 1)
-    motion = np.zeros_like(xy)
-    motion[1:] = xy[1:] - xy[:-1]
-    xy, motion = xy[start : start + keep], motion[start : start + keep]
-    visible = np.stack([confidence[:, :21].max(1) > 0, confidence[:, 21:42].max(1) > 0], 1)[start : start + keep]
+    xy, motion, visible = _crop(xy, confidence, start, keep)
     angle, scale = rng.uniform(-15, 15) * np.pi / 180, rng.uniform(0.8, 1.2)
     matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
     xy, motion = (xy - 0.5) @ matrix.T + 0.5, motion @ matrix.T
@@ -252,72 +193,52 @@ def _augment_clip(xy: np.ndarray, confidence: np.ndarray, frames: int, rng: np.r
     if rng.random() < 0.5:
         order = np.r_[21:42, 0:21, 42:49]
         xy, motion, visible = xy[:, order], motion[:, order], visible[:, ::-1]
+    return _resize(xy, motion, visible, frames)
 
+
+def _whole_clip(xy: np.ndarray, confidence: np.ndarray, frames: int) -> dict[str, Tensor]:
+    """The middle 95 % of a clip."""
+    skip = int(0.025 * len(xy))
+    return _resize(*_crop(xy, confidence, skip, len(xy) - 2 * skip), frames)
+
+
+def _crop(xy: np.ndarray, confidence: np.ndarray, start: int, keep: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions, motion and visibility of the hands."""
+    motion = np.zeros_like(xy)
+    motion[1:] = xy[1:] - xy[:-1]
+    visible = np.stack([confidence[:, :21].max(1) > 0, confidence[:, 21:42].max(1) > 0], 1)
+    return xy[start : start + keep], motion[start : start + keep], visible[start : start + keep]
+
+
+def _resize(xy: np.ndarray, motion: np.ndarray, visible: np.ndarray, frames: int) -> dict[str, Tensor]:
     def resize(x: np.ndarray) -> Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(x, np.float32)).flatten(1).T.unsqueeze(0)
+        x = torch.from_numpy(np.ascontiguousarray(x)).flatten(1).T.unsqueeze(0)
         return F.interpolate(x, frames, mode="linear", align_corners=False)[0].T.reshape(frames, 49, 2)
 
-    index = np.arange(frames) * keep // frames
+    index = np.arange(frames) * len(xy) // frames
     return {"joint": resize(xy), "motion": resize(motion), "visible": torch.from_numpy(visible[index].copy())}
 
 
 def copy_encoder(source: STCEncoder, target: FieldEncoder) -> None:
     """Give the field-style encoder the parameters and running statistics of slrfast's."""
-    target.load_state_dict(dict(_renamed(source)) | {k: v for k, v in target.state_dict().items() if k.endswith(".A")})
+    gcn.load(renamed(source.state_dict()), target)
 
 
-def _renamed(source: STCEncoder) -> list[tuple[str, Tensor]]:
-    out: list[tuple[str, Tensor]] = []
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """slrfast's parameters, statistics or gradients of an encoder, in the form that they have here.
 
-    def same(name: str, module: nn.Module) -> None:
-        out.extend((f"{name}.{key}", value) for key, value in module.state_dict().items())
-
-    def dense(name: str, module: nn.Module, dims: int = 2) -> None:
-        out.append((f"{name}.weight", module.weight.reshape(*module.weight.shape, *[1] * (dims - 2))))
-        out.append((f"{name}.bias", module.bias))
-
-    for part in ("hand", "trunk"):
-        gcn = getattr(source, f"{part}_gcn")
-        same(f"{part}_gcn.data_bn", gcn.input_norm)
-        for i, block in enumerate(gcn.blocks):
-            name, conv = f"{part}_gcn.blocks.{i}", block.spatial[0]
-            weight = conv.weight.transpose(1, 2).flatten(0, 1)
-            out += [
-                (f"{name}.gcn.conv.weight", weight[..., None, None]),
-                (f"{name}.gcn.conv.bias", conv.bias.flatten()),
-            ]
-            same(f"{name}.tcn.0", block.spatial[1])
-            dense(f"{name}.tcn.3", block.pointwise[0], 4)
-            same(f"{name}.tcn.4", block.pointwise[1])
-            if isinstance(block.residual, nn.Sequential):
-                dense(f"{name}.residual.0", block.residual[0], 4)
-                same(f"{name}.residual.1", block.residual[1])
-        dense(f"{part}_gcn.fc.0", gcn.output[0], 3)
-        same(f"{part}_gcn.fc.1", gcn.output[1])
-        for i, block in enumerate(getattr(source, f"{part}_temporal")):
-            name = f"{part}_tcn.{i}"
-            for theirs, ours in (
-                ("a.0", block.wide),
-                ("b.0", block.narrow1),
-                ("b.2", block.narrow2),
-                ("join.0", block.join[0]),
-            ):
-                same(f"{name}.{theirs}", ours)
-            same(f"{name}.join.1", block.join[1])
-        transformer = getattr(source, f"{part}_transformer")
-        same(f"{part}_transformer.norm", transformer.norm)
-        for i, block in enumerate(transformer.blocks):
-            name = f"{part}_transformer.layers.{i}"
-            for letter, weight, bias in zip("qkv", block.qkv.weight.chunk(3), block.qkv.bias.chunk(3), strict=True):
-                out += [(f"{name}.{letter}.weight", weight), (f"{name}.{letter}.bias", bias)]
-            for theirs, ours in (("o", block.out), ("fc1", block.ffn_in), ("fc2", block.ffn_out)):
-                same(f"{name}.{theirs}", ours)
-            same(f"{name}.norm1", block.norm_attention)
-            same(f"{name}.norm2", block.norm_ffn)
-        same(f"{part}_score", getattr(source, f"{part}_pool").score)
-        head = getattr(source, f"{part}_head")
-        same(f"{part}_fc.0", head.hidden)
-        same(f"{part}_fc.2", head.output)
+    The legacy total head has no counterpart.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in gcn.renamed(tensors).items():
+        if name.startswith("total_head."):
+            continue
+        for ours, theirs in NAMES.items():
+            name = re.sub(ours, theirs, name)
+        if ".qkv." in name:
+            out |= {name.replace("qkv", letter): part for letter, part in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            out[name] = tensor
     return out
 
 

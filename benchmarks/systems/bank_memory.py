@@ -3,14 +3,12 @@ that a call takes beyond its inputs, against MoCo's code with its [B, N] logits.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks import memory
 from benchmarks.baselines.bank import info_nce as field_info_nce
 from benchmarks.harness import Case, as_test, main
 from benchmarks.ops._banks import unit_rows
@@ -19,6 +17,7 @@ from slrfast import ops
 from slrfast.reference import info_nce as reference
 
 OP = "bank_memory"
+MODULE = f"benchmarks.systems.{OP}"
 # B, N, D
 SHAPES = [
     (64, 16384, 128),
@@ -34,50 +33,17 @@ LOSSES = {
 }
 
 
-def peak_bytes(name: str, b: int, n: int, d: int, device: str) -> int:
-    """How far one call raises the memory of this process (or the GPU's allocated memory) above its inputs."""
+def prepared(name: str, device: str, b: int, n: int, d: int) -> Callable[[], list[Tensor]]:
+    """A call whose memory is to be measured, see :func:`benchmarks.memory.peaks`."""
     inputs = (torch.randn(b, d, device=device), torch.randn(b, d, device=device))
     bank = torch.empty((n, d) if name == "slrfast" else (d, n), device=device).normal_()
     tiny = bank[:16] if name == "slrfast" else bank[:, :16]
-    _call(name, inputs[0][:2], inputs[1][:2], tiny)()  # loads what is loaded at a first call
-    call = _call(name, *inputs, bank)
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
-    before = _resident("VmHWM")
-    call()
-    return _resident("VmHWM") - before
+    _call(name, inputs[0][:2], inputs[1][:2], tiny)()
+    return _call(name, *inputs, bank)
 
 
 def _call(name: str, query: Tensor, positive: Tensor, bank: Tensor) -> Callable[[], list[Tensor]]:
     return with_gradients(lambda q: LOSSES[name](q, positive, bank), query)
-
-
-def _resident(key: str) -> int:
-    """A size of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
-def peaks(b: int, n: int, d: int, device: str) -> dict[str, int]:
-    """:func:`peak_bytes` of every candidate; on a CPU each in a fresh process with as many threads as this one."""
-    if device == "cuda":
-        return {name: peak_bytes(name, b, n, d, device) for name in LOSSES}
-    found = {}
-    for name in LOSSES:
-        code = (
-            f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
-            f"from benchmarks.systems.bank_memory import peak_bytes\n"
-            f"print(peak_bytes({name!r}, {b}, {n}, {d}, {device!r}))"
-        )
-        root = Path(__file__).resolve().parents[2]
-        run = subprocess.run([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-        found[name] = int(run.stdout)
-    return found
 
 
 def truth(query: Tensor, positive: Tensor, bank: Tensor) -> list[Tensor]:
@@ -98,7 +64,7 @@ def cases(device: str) -> Iterator[Case]:
             truth=lambda q=query, k=positive, m=bank: truth(q, k, m),
             flops=4 * b * n * d,
             bytes=bank.nbytes + 3 * query.nbytes,
-            peak_bytes=lambda shape=(b, n, d): peaks(*shape, device),
+            peak_bytes=lambda shape=(b, n, d): memory.peaks(MODULE, LOSSES, device, *shape),
             device=device,
         )
 

@@ -1,68 +1,127 @@
-"""One STC training step at the paper's widths, B = 8 clips of T = 64 frames: slrfast against the field-style code.
+"""STC at the paper's widths, T = 64 frames: a training step and encode, slrfast against the field-style code.
 
-Both train the same network on the same clips with the same number of views, in float32 eager mode; the profile splits
-the step into graph networks, temporal blocks, transformers, heads, losses, EMA, optimizer and loader.
+Both train the same network on the same clips with the same number of views, in float32 and under bfloat16 autocast.
+On a CPU (B = 8) a profile splits the step into graph networks, temporal blocks, transformers, heads, losses, EMA,
+optimizer and loader. On a GPU (B = 64) CUDA graphs join, and torch.compile, which takes many minutes on a CPU; there
+the field's views are drawn beforehand, as the workers of its loader would. The memory of a step is measured on both.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from benchmarks import harness
-from benchmarks.baselines.stc import FieldEncoder, FieldSTC, copy_encoder, copy_system, load_batch
+from benchmarks import harness, machine, memory
+from benchmarks.baselines.stc import FieldSTC, copy_system, load_batch, renamed
+from benchmarks.harness import OURS, is_ours
+from benchmarks.ops._blocks import BF16, FIELD_BF16
 from benchmarks.systems.profile import profiled_step
+from benchmarks.systems.stc_loss import GRAPH, graphed
 from slrfast.data import PoseBatch
 from slrfast.systems import STC, STCConfig
 from slrfast.systems.stc import View
 
-BATCH, FRAMES_PER_CLIP, ROUNDS = 8, 90, 3
+OP = "stc_step"
+MODULE = "benchmarks.systems.stc"
+NAMES = ("slrfast", BF16, "eager", FIELD_BF16)
+BATCH, FRAMES_PER_CLIP, ROUNDS = {"cpu": 8, "cuda": 64}, 90, {"cpu": 3, "cuda": 15}
 PASSES = 8  # two streams, each the query's forward and backward (3 forwards) and the key's forward
-STEP_FLOPS = PASSES * BATCH * 64 * 203.8e6  # per frame, in the dense form
-STEP_BYTES = PASSES * BATCH * 64 * 11.4e9 / 4096  # a fully fused forward moves 11.4 GB for 4096 frames
+FLOPS = 203.8e6  # of a forward per frame, in the dense form
+BYTES = 11.4e9 / 4096  # that a fully fused forward moves per frame
+NO_DROPOUT = {"gcn_dropout": 0.0, "frame_dropout": 0.0, "transformer_dropout": 0.0}
+KINKS = 2e-2  # float32 gradients through as many ReLUs and maxima differ by so much
+Clips = list[tuple[np.ndarray, np.ndarray]]
+Step = Callable[[], dict[str, float]]
 
 
-def _field_inputs(view: View) -> dict[str, Tensor]:
-    return {"joint": view.xy.detach(), "motion": view.motion.detach(), "visible": view.visible}
+def settings(**changes) -> STCConfig:
+    """The paper's."""
+    return STCConfig.paper(**changes)
 
 
-def correctness() -> float:
-    """Largest relative difference of loss, gradients and bank rows, with the same weights and views and no dropout."""
-    config = STCConfig.paper(
-        frames=16, gcn_dropout=0.0, frame_dropout=0.0, transformer_dropout=0.0, bank_size=256, neighbors=128
-    )
-    system, field = STC(config).double(), FieldSTC(config).double()
+def autocast(name: str, device: str) -> torch.autocast:
+    """The precision of a candidate."""
+    return torch.autocast(device, torch.bfloat16, enabled="bf16" in name)
+
+
+def clips_of(batch: PoseBatch) -> Clips:
+    """The clips as the field's code takes them."""
+    splits = (tensor.split(batch.lengths.tolist()) for tensor in (batch.xy, batch.confidence))
+    return [(xy.numpy(), confidence.numpy()) for xy, confidence in zip(*splits, strict=True)]
+
+
+def first_step(name: str, device: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Loss, gradients and bank rows of a first step without dropout, in the field's form.
+
+    Every candidate has the same weights and sees the same views, made in float32.
+    """
+    torch.manual_seed(0)
+    system = STC(settings(frames=16, bank_size=256, neighbors=128, **NO_DROPOUT))
+    field = FieldSTC(system.config)
     copy_system(system, field)
-    batch = PoseBatch.random(2)
-    batch = dataclasses.replace(batch, xy=batch.xy.double(), confidence=batch.confidence.double())
-    query, key = system.views(batch, torch.Generator().manual_seed(0))
-    expected = field(_field_inputs(query), _field_inputs(key))
-    loss = system.training_step(batch, torch.Generator().manual_seed(0))["loss"]
-    expected.backward()
+    views = system.to(device).views(PoseBatch.random(2).to(device), torch.Generator(device).manual_seed(0))
+    query, key = (View(*(t.to(dtype) if t.is_floating_point() else t for t in view)) for view in views)
+    model = system.to(dtype) if is_ours(name) else field.to(device, dtype)
+    with autocast(name, device):
+        if is_ours(name):
+            embeddings = system.embed(query, key)
+            loss = system.losses(*embeddings)["loss"]
+            system.enqueue(embeddings[1])
+        else:
+            views = ({"joint": v.xy, "motion": v.motion, "visible": v.visible} for v in (query, key))
+            loss = model(*views)
     loss.backward()
-    pairs = [(loss.detach(), expected.detach())]
+    found = {"loss": loss.detach()}
     for s in FieldSTC.STREAMS:
-        gradients = FieldEncoder(config).double()
-        with torch.no_grad():
-            for parameter in system.query[s].parameters():
-                parameter.copy_(parameter.grad)
-        copy_encoder(system.query[s], gradients)
-        theirs = field.encoder_q[s].parameters()
-        pairs += [(ours.detach(), p.grad) for ours, p in zip(gradients.parameters(), theirs, strict=True)]
-        for part, bank in system.banks[s].items():
-            pairs.append((bank.features.T, getattr(field, f"queue_{s}_{part}")))
+        encoder = system.query[s] if is_ours(name) else field.encoder_q[s]
+        grads = {parameter: p.grad for parameter, p in encoder.named_parameters()}
+        found |= {f"{s} {key}": grad for key, grad in (renamed(grads) if is_ours(name) else grads).items()}
+        for part in FieldSTC.PARTS:
+            bank = system.banks[s][part].features.T if is_ours(name) else getattr(field, f"queue_{s}_{part}")
+            found[f"{s} {part} bank"] = bank
+    return found
+
+
+def errors(device: str) -> dict[str, float]:
+    """How far every candidate's loss and gradients are from the field's in float64; WrongAnswer where that is too far.
+
+    slrfast has to agree with the field's code in float64 in every single tensor first.
+    """
+    truth, ours = (first_step(name, device, torch.float64) for name in ("eager", "slrfast"))
     # the gradient of a bias before a batch norm is zero up to rounding, so errors are relative to no less than 1e-3
-    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-3)).item() for a, b in pairs)
+    scales = {key: value.abs().max().clamp_min(1e-3) for key, value in truth.items()}
+    exact = max(((ours[key] - value).abs().max() / scales[key]).item() for key, value in truth.items())
+    if set(ours) != set(truth) or not exact <= 1e-6:
+        raise harness.WrongAnswer(f"the training step differs from the field-style step by {exact:.3g} in float64")
+    gradients = [key for key in truth if key != "loss" and not key.endswith(" bank")]
+
+    def whole(results: Mapping[str, Tensor]) -> list[Tensor]:
+        return [results["loss"].double(), torch.cat([results[key].double().flatten() for key in gradients])]
+
+    case = harness.Case(
+        name="STC training step",
+        shapes={},
+        candidates={name: lambda name=name: whole(first_step(name, device)) for name in NAMES},
+        truth=lambda: whole(truth),
+        error=harness.root_mean_square_error,
+        tolerance=KINKS,
+        tolerances={"slrfast": KINKS, FIELD_BF16: 0.7},
+        held_to={BF16: FIELD_BF16},
+        flops=0,
+        bytes=0,
+    )
+    return harness.errors(case)
 
 
-def field_step(model: FieldSTC, clips: list[tuple[np.ndarray, np.ndarray]]) -> Callable[[], dict[str, float]]:
+def field_step(name: str, model: FieldSTC, optimizer: Optimizer, batch: PoseBatch) -> Step:
     """A profiled step of the field-style code, ready to call."""
-    optimizer = torch.optim.SGD(model.encoder_q.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    device, clips = batch.xy.device.type, clips_of(batch.to("cpu"))
     rng = np.random.default_rng(0)
     encoders = [*model.encoder_q.values(), *model.encoder_k.values()]
     phases = {
@@ -71,13 +130,24 @@ def field_step(model: FieldSTC, clips: list[tuple[np.ndarray, np.ndarray]]) -> C
         "transformer": [m for e in encoders for m in (e.hand_transformer, e.trunk_transformer)],
         "heads": [m for e in encoders for m in (e.hand_fc, e.trunk_fc)],
     }
+    if "compile" in name:
+        for encoder in encoders:
+            encoder.embed = torch.compile(encoder.embed, dynamic=False)
+
+    def draw() -> list[dict[str, Tensor]]:
+        views = load_batch(clips, model.config.frames, rng)
+        return [{key: tensor.to(device) for key, tensor in view.items()} for view in views]
+
+    drawn = draw() if device == "cuda" else None
 
     def load() -> list[dict[str, Tensor]]:
-        views = load_batch(clips, model.config.frames, rng)
-        for s in FieldSTC.STREAMS:
-            views[0][s].requires_grad_()
+        views = drawn or draw()
+        if device == "cpu":
+            for s in FieldSTC.STREAMS:
+                views[0][s].requires_grad_()
         return views
 
+    @autocast(name, device)
     def embed(views: list[dict[str, Tensor]]) -> tuple[dict, dict]:
         query, key = views
         q = {s: model.encoder_q[s].embed(query[s], query["visible"]) for s in FieldSTC.STREAMS}
@@ -85,94 +155,171 @@ def field_step(model: FieldSTC, clips: list[tuple[np.ndarray, np.ndarray]]) -> C
             k = {s: model.encoder_k[s].embed(key[s], key["visible"]) for s in FieldSTC.STREAMS}
         return q, k
 
+    @autocast(name, device)
     def losses(embeddings: tuple[dict, dict]) -> Tensor:
         loss = model.losses(*embeddings)
         model.dequeue_and_enqueue(embeddings[1])
         return loss
 
+    phases = phases if device == "cpu" else {}
     return lambda: profiled_step(phases, load, embed, losses, optimizer, model.momentum_update)
 
 
-def slrfast_step(system: STC, batch: PoseBatch) -> Callable[[], dict[str, float]]:
+def slrfast_step(name: str, system: STC, optimizer: Optimizer, batch: PoseBatch) -> Step:
     """A profiled step of slrfast's STC, ready to call."""
-    optimizer = system.optimizer()
+    device = batch.xy.device.type
     encoders = [*system.query.values(), *(key.encoder for key in system.key.values())]
     phases = {
         "gcn": [m for e in encoders for m in (e.hand_gcn, e.trunk_gcn)],
-        "temporal": [m for e in encoders for m in (e.hand_temporal, e.trunk_temporal)],
+        "temporal": [block for e in encoders for block in (*e.hand_temporal, *e.trunk_temporal)],
         "transformer": [m for e in encoders for m in (e.hand_transformer, e.trunk_transformer)],
         "heads": [m for e in encoders for m in (e.hand_head, e.trunk_head)],
     }
 
     def load() -> tuple[View, View]:
         query, key = system.views(batch)
-        return query._replace(xy=query.xy.requires_grad_(), motion=query.motion.requires_grad_()), key
+        if device == "cpu":
+            query = query._replace(xy=query.xy.requires_grad_(), motion=query.motion.requires_grad_())
+        return query, key
 
+    @autocast(name, device)
     def losses(embeddings: tuple[dict, dict]) -> Tensor:
         loss = system.losses(*embeddings)["loss"]
         system.enqueue(embeddings[1])
         return loss
 
-    return lambda: profiled_step(
-        phases, load, lambda views: system.embed(*views), losses, optimizer, system.update_after_step
-    )
+    embed = autocast(name, device)(lambda views: system.embed(*views))
+    phases = phases if device == "cpu" else {}
+    return lambda: profiled_step(phases, load, embed, losses, optimizer, system.update_after_step)
 
 
-def cases(device: str) -> list[dict]:
-    """The measured step as a list of one result: medians over interleaved rounds, after one warm-up of each."""
-    torch.manual_seed(0)
-    error = correctness()
-    if not error <= 1e-6:
-        raise harness.WrongAnswer(f"the training step differs from the field-style step by {error:.3g}")
-    config = STCConfig.paper(batch_size=BATCH)
-    batch = PoseBatch.random(BATCH, min_frames=FRAMES_PER_CLIP, max_frames=FRAMES_PER_CLIP)
-    clips = [
-        (xy.numpy(), confidence.numpy())
-        for xy, confidence in zip(batch.xy.split(FRAMES_PER_CLIP), batch.confidence.split(FRAMES_PER_CLIP), strict=True)
-    ]
-    steps = {"slrfast": slrfast_step(STC(config), batch), "eager": field_step(FieldSTC(config), clips)}
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
-    for turn in range(ROUNDS + 1):
-        for name, step in steps.items():
-            seconds = step()
+def step(name: str, model: STC | FieldSTC, optimizer: Optimizer, clips: PoseBatch) -> Step:
+    """A candidate's training step."""
+    return (slrfast_step if is_ours(name) else field_step)(name, model, optimizer, clips)
+
+
+def new_model(name: str, device: str) -> tuple[STC | FieldSTC, Optimizer]:
+    """A candidate with its own random weights, and its optimizer."""
+    model = (STC if is_ours(name) else FieldSTC)(settings()).to(device)
+    return model, model.optimizer()
+
+
+def noise(size: int, device: str) -> PoseBatch:
+    """Clips of one length."""
+    return PoseBatch.random(size, min_frames=FRAMES_PER_CLIP, max_frames=FRAMES_PER_CLIP).to(device)
+
+
+def prepared(name: str, device: str, size: int) -> Callable[[], object]:
+    """A step whose memory is to be measured, see :func:`benchmarks.memory.peaks`: in the midst of training."""
+    model, optimizer = new_model(name, device)
+    small, large = (step(name, model, optimizer, noise(clips, device)) for clips in (2, size))
+    small()  # leaves momentum and gradients, as the step before would
+    return large
+
+
+def training(device: str) -> dict:
+    """The measured step: medians over interleaved rounds, after one warm-up of each.
+
+    Compared with float64 are those that run everywhere; the others compile or replay what these run.
+    """
+    found = errors(device)
+    size, skipped = BATCH[device], {}
+    names = NAMES if device == "cpu" else (*NAMES, "torch.compile, bf16")
+    steps = {name: step(name, *new_model(name, device), noise(size, device)) for name in names}
+    if device == "cuda":
+        for name in ("slrfast", BF16):
+            try:
+                steps[f"{name}, {GRAPH}"] = graphed(steps[name])
+            except RuntimeError as error:
+                skipped[f"{name}, {GRAPH}"] = str(error).splitlines()[0]
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    phases: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    for turn in range(ROUNDS[device] + 1):
+        for name, call in steps.items():
+            profile = [{}]
+            seconds = machine.timed(lambda call=call, profile=profile: profile.append(call()), 1, device)
             if turn:
                 samples[name].append(seconds)
+                phases[name].append(profile[-1])
+    frames = settings().frames
     case = harness.Case(
-        name=f"STC training step, B={BATCH}, T={config.frames}",
-        shapes={"views": [2, BATCH, config.frames, 49, 2]},
+        name=f"STC training step, B={size}, T={frames}",
+        shapes={"views": [2, size, frames, 49, 2]},
         candidates={},
         truth=list,
-        flops=STEP_FLOPS,
-        bytes=STEP_BYTES,
+        flops=PASSES * size * frames * FLOPS,
+        bytes=PASSES * size * frames * BYTES,
         device=device,
+        skipped=skipped,
         phases={
             name: {phase: statistics.median(run[phase] for run in runs) for phase in runs[0]}
-            for name, runs in samples.items()
+            for name, runs in phases.items()
+            if device == "cpu"
         },
     )
-    totals = {name: [run["total"] for run in runs] for name, runs in samples.items()}
-    return [harness.summary(case, {"slrfast": error, "eager": 0.0}, totals)]
+    result = harness.summary(case, found, samples)
+    return result | {"peak_bytes": memory.peaks(MODULE, NAMES, device, size)}
 
 
+def encoding(device: str) -> harness.Case:
+    """Features of whole clips, for downstream use."""
+    torch.manual_seed(0)
+    config, size = settings(), BATCH[device]
+    system = STC(config)
+    with torch.no_grad():
+        for name, buffer in system.named_buffers():  # running statistics that normalise something
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+    field, wide = FieldSTC(config).eval(), FieldSTC(config).eval()
+    for model in (field, wide):
+        copy_system(system, model)
+    system, field, wide = system.to(device), field.to(device), wide.to(device, torch.float64)
+    batch = noise(size, device)
+    clips = clips_of(batch.to("cpu"))
+    models = {"slrfast": lambda: system.encode(batch), "eager": lambda: field.encode(clips)}
+
+    def candidate(name: str) -> Callable[[], list[Tensor]]:
+        encode = autocast(name, device)(models["slrfast" if is_ours(name) else "eager"])
+        return lambda: [encode()]
+
+    return harness.Case(
+        name=f"encode, B={size}, T={config.frames}",
+        shapes={"clips": [size, FRAMES_PER_CLIP, 49, 2]},
+        candidates={name: candidate(name) for name in NAMES},
+        truth=lambda: [wide.encode([(xy.astype(np.float64), confidence) for xy, confidence in clips])],
+        error=harness.root_mean_square_error,
+        flops=2 * size * config.frames * FLOPS,
+        bytes=batch.xy.nbytes + sum(p.nbytes for encoder in system.query.values() for p in encoder.parameters()),
+        tolerances={"slrfast": 1e-4, FIELD_BF16: 0.1},
+        held_to={BF16: FIELD_BF16},
+        device=device,
+    )
+
+
+def cases(device: str) -> Iterator[harness.Case | dict]:
+    yield training(device)
+    yield encoding(device)
+
+
+@pytest.mark.timeout(1800)
 def test_stc_step(benchmark) -> None:
-    results = cases("cpu")
-    harness.save("stc_step", results)
-    print("\n" + table(results[0]))
-    for name, seconds in results[0]["seconds"].items():
-        benchmark.extra_info[name] = seconds
-    clips = PoseBatch.random(BATCH, min_frames=FRAMES_PER_CLIP, max_frames=FRAMES_PER_CLIP)
-    benchmark.pedantic(slrfast_step(STC(STCConfig.paper(batch_size=BATCH)), clips), rounds=1)
+    results = harness.run_all(OP, cases)
+    for result in results:
+        benchmark.extra_info[f"{result['device']} {result['name']}"] = {"speedup": result["speedup"]}
+        print(f"\n{table(OP, result)}")
+    benchmark.pedantic(step(OURS, *new_model(OURS, "cpu"), noise(BATCH["cpu"], "cpu")), rounds=1)
 
 
-def table(result: dict) -> str:
-    """The phases of both implementations side by side, in seconds."""
-    lines = [harness.line("stc_step", result)]
-    ours, field = result["phases"]["slrfast"], result["phases"]["eager"]
-    lines += [f"  {phase:12s} slrfast {ours[phase]:7.3f} s   eager {field[phase]:7.3f} s" for phase in ours]
+def table(op: str, result: dict) -> str:
+    """A result in one line, and its phases side by side, in seconds."""
+    lines = [harness.line(op, result)]
+    phases = result.get("phases", {})
+    for phase in next(iter(phases.values()), {}):
+        lines.append(f"  {phase:12s}" + "".join(f" {name} {runs[phase]:7.3f} s " for name, runs in phases.items()))
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    measured = cases("cpu")
-    harness.save("stc_step", measured)
-    print(table(measured[0]))
+    harness.main(OP, cases, table)

@@ -66,6 +66,12 @@ PYBIND11_MODULE(_C, module) {
   define(module, "bank_losses_cpu", slr_bank_losses_cpu);
   define(module, "enqueue_cpu", slr_enqueue_cpu);
   define(module, "feature_kl_cpu", slr_feature_kl_cpu);
+  define(module, "gcn_map_cpu", slr_gcn_map_cpu);
+  define(module, "gcn_map_grad_cpu", slr_gcn_map_grad_cpu);
+  define(module, "gcn_output_cpu", slr_gcn_output_cpu);
+  define(module, "gcn_output_grad_cpu", slr_gcn_output_grad_cpu);
+  define(module, "graph_conv_cpu", slr_graph_conv_cpu);
+  define(module, "graph_conv_grad_cpu", slr_graph_conv_grad_cpu);
   define(module, "info_nce_cpu", slr_info_nce_cpu);
   define(module, "mined_bce_cpu", slr_mined_bce_cpu);
   define(module, "motion_cpu", slr_motion_cpu);
@@ -73,6 +79,9 @@ PYBIND11_MODULE(_C, module) {
   define(module, "motion_grad_cpu", slr_motion_grad_cpu);
   define(module, "motion_grad_cuda", slr_motion_grad_cuda);
   define(module, "neighbor_kl_cpu", slr_neighbor_kl_cpu);
+  define(module, "part_gcn_cpu", slr_part_gcn_cpu);
+  define(module, "part_max_cpu", slr_part_max_cpu);
+  define(module, "part_max_grad_cpu", slr_part_max_grad_cpu);
   define(module, "topk_similarity_cpu", slr_topk_similarity_cpu);
   define(module, "topk_similarity_grad_cpu", slr_topk_similarity_grad_cpu);
 }

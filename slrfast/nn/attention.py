@@ -1,4 +1,4 @@
-"""Transformers over frames and attention pooling."""
+"""Transformers over frames and attention pooling, over clips of equal length [B, T, D] or packed ones [S, D]."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slrfast import checks
+from slrfast.nn.packed import Packing, packing_of
 
 
 class TransformerBlock(nn.Module):
@@ -29,13 +30,53 @@ class TransformerBlock(nn.Module):
         for weight in (*self.qkv.weight.chunk(3), self.out.weight, self.ffn_in.weight, self.ffn_out.weight):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, dim] -> [B, T, dim]."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, offsets: Tensor | Packing | None = None) -> Tensor:
+        """[B, T, dim] -> [B, T, dim], or packed clips [S, dim] -> [S, dim]; arguments as of PoseTransformer."""
+        packing = _packing("TransformerBlock", x, self.out.in_features, offsets)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         dropout = self.dropout.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)
-        x = self.norm_attention(x + self.dropout(self.out(attended)))
-        return self.norm_ffn(x + self.dropout(self.ffn_out(F.gelu(self.ffn_in(x)))))
+        attended = _self_attention(qkv, dropout) if packing is None else _packed_attention(qkv, packing, dropout)
+        x = self.norm_attention(x + _drop(self.out(attended), dropout))
+        return self.norm_ffn(x + _drop(self.ffn_out(F.gelu(self.ffn_in(x))), dropout))
+
+
+def _drop(x: Tensor, dropout: float) -> Tensor:
+    """Dropout that keeps one byte per element for the backward pass; F.dropout keeps four on a CPU."""
+    return torch.native_dropout(x, dropout, True)[0] if dropout else x
+
+
+def _self_attention(qkv: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
+    """Queries, keys and values [B, T, 3, H, d] -> [B, T, H * d]; mask: bool [B, 1, 1, T], True for keys to look at."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    if dropout and mask is None and qkv.device.type == "cpu" and qkv.dtype in (torch.float32, torch.float64):
+        # on a CPU torch has no fused attention with dropout, and its equations take more passes than these, which are
+        # the same down to the random numbers
+        weights = (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1)
+        attended = _drop(weights, dropout) @ value
+    else:
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _packed_attention(qkv: Tensor, packing: Packing, dropout: float) -> Tensor:
+    """Attention within every clip, packed [S, 3, H, d] -> [S, H * d]."""
+    if packing.num_clips * packing.longest == packing.num_rows:  # all of one length
+        return _self_attention(qkv.unflatten(0, (packing.num_clips, packing.longest)), dropout).flatten(0, 1)
+    if qkv.device.type == "cpu":
+        clips = [clip for clip in qkv.split(packing.lengths) if len(clip)]
+        return torch.cat([_self_attention(clip.unsqueeze(0), dropout)[0] for clip in clips])
+    return _padded_attention(qkv, packing, dropout)
+
+
+def _padded_attention(qkv: Tensor, packing: Packing, dropout: float) -> Tensor:
+    """The same in one call over padded clips, for devices where a call costs more than the padding."""
+    return packing.unpad(_self_attention(packing.pad(qkv), dropout, packing.present[:, None, None]))
+
+
+def _packing(op: str, x: Tensor, dim: int, offsets: Tensor | Packing | None) -> Packing | None:
+    """The packing of [S, dim], or None for [B, T, dim], after checks that name ``op``."""
+    checks.shapes(op, x=(x, f"B T {dim}" if offsets is None else f"S {dim}"))
+    return None if offsets is None else packing_of(op, x, offsets)
 
 
 class PoseTransformer(nn.Module):
@@ -57,30 +98,58 @@ class PoseTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads, ffn, dropout, eps) for _ in range(layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, dim] -> [B, T, dim]."""
+    def forward(self, x: Tensor, offsets: Tensor | Packing | None = None) -> Tensor:
+        """[B, T, dim] -> [B, T, dim], or packed clips [S, dim] -> [S, dim].
+
+        Args:
+            x: one vector per frame.
+            offsets: None for [B, T, dim]; for [S, dim] the int64 [B + 1] of ``data.PoseBatch``, or their Packing. A
+                frame attends to those of its own clip.
+        Raises:
+            TypeError, ValueError: shapes that do not fit, or offsets that do not rise from 0 to S.
+        """
+        packing = _packing("PoseTransformer", x, self.norm.normalized_shape[0], offsets)
         x = self.norm(x)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, packing)
         return x
 
 
 class AttentionPool(nn.Module):
-    """Weighted sum over a sequence, with weights softmax(Linear(x)) over the positions that are not masked."""
+    """Weighted sum over a sequence, with weights softmax(Linear(x)) over the positions that are not masked.
+
+    The softmax runs in float32 also for half types and under autocast. A sequence without any position that counts is
+    averaged uniformly.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.score = nn.Linear(dim, 1)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool [B, S, dim] -> [B, dim].
+    def forward(self, x: Tensor, mask: Tensor | None = None, offsets: Tensor | Packing | None = None) -> Tensor:
+        """Pool [B, T, dim] -> [B, dim], or packed sequences [S, dim] -> [B, dim].
 
         Args:
-            x: the sequence.
-            mask: bool [B, S], True where a position counts; a row without any True is averaged uniformly.
+            x: the sequences, of at least one position.
+            mask: bool [B, T] or [S], True where a position counts; a sequence without any True is averaged uniformly.
+            offsets: None for [B, T, dim]; for [S, dim] the int64 [B + 1] of ``data.PoseBatch``, or their Packing.
+        Raises:
+            TypeError, ValueError: shapes that do not fit, a mask that is not bool, offsets that do not rise from 0 to
+                S, or an empty sequence.
         """
+        op = "AttentionPool"
+        packing = _packing(op, x, self.score.in_features, offsets)
         score = self.score(x).squeeze(-1)
         score = score.to(torch.promote_types(score.dtype, torch.float32))
         if mask is not None:
+            sizes = "B T" if packing is None else "S"
+            checks.shapes(op, score=(score, sizes), mask=(mask, sizes))
+            checks.dtype(op, torch.bool, mask=mask)
             score = score.masked_fill(~mask, -1e9)
-        return torch.einsum("bs,bsd->bd", score.softmax(-1).to(x.dtype), x)
+        if packing is None:
+            checks.require(x.shape[1] > 0, op, "x", "have at least one position", list(x.shape))
+        else:
+            empty = [clip for clip, length in enumerate(packing.lengths) if length == 0]
+            checks.require(not empty, op, "offsets", "leave no clip empty", f"no frame for clip {(*empty, 0)[0]}")
+            x, score = packing.pad(x), packing.pad(score).masked_fill(~packing.present, float("-inf"))
+        return (score.softmax(-1).to(x.dtype).unsqueeze(1) @ x).squeeze(1)

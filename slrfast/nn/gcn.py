@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slrfast import checks, ops
 from slrfast.graphs import SkeletonGraph
+from slrfast.nn.norm import ChannelNorm, grouped
 
 
 class GraphConv(nn.Module):
@@ -45,15 +49,10 @@ class GraphConv(nn.Module):
         return ops.graph_conv(x, self.weight, self.bias, self.graph)
 
 
-class ChannelNorm(nn.BatchNorm1d):
-    """Batch normalisation over the last dimension of [..., C], with statistics over all others."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.reshape(-1, input.shape[-1])).view(input.shape)
-
-
 class GCNBlock(nn.Module):
     """ST-GCN block: graph convolution, BN, ReLU, dropout, pointwise linear, BN, dropout, residual, ReLU.
+
+    In training mode :func:`slrfast.ops.gcn_block`, which does it in few passes and stores no dropout mask.
 
     Args:
         in_channels: Cin.
@@ -63,6 +62,11 @@ class GCNBlock(nn.Module):
         residual: add the input, through a linear map and BN where the channels differ.
     """
 
+    # Sequential(GraphConv, ChannelNorm), Sequential(Linear, ChannelNorm), and the same, Identity or None
+    spatial: Any
+    pointwise: Any
+    residual: Any
+
     def __init__(
         self, in_channels: int, out_channels: int, graph: SkeletonGraph, *, dropout: float = 0.05, residual: bool = True
     ) -> None:
@@ -70,24 +74,66 @@ class GCNBlock(nn.Module):
         self.spatial = nn.Sequential(GraphConv(in_channels, out_channels, graph), ChannelNorm(out_channels))
         self.pointwise = nn.Sequential(nn.Linear(out_channels, out_channels), ChannelNorm(out_channels))
         self.dropout = nn.Dropout(dropout)
-        self.residual: nn.Module | None = None
+        self.residual = None
         if residual and in_channels != out_channels:
             self.residual = nn.Sequential(nn.Linear(in_channels, out_channels), ChannelNorm(out_channels))
         elif residual:
             self.residual = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[R, V, Cin] -> [R, V, Cout]."""
-        y = self.dropout(torch.relu(self.spatial(x)))
-        y = self.dropout(self.pointwise(y))
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        """[R, V, Cin] -> [R, V, Cout].
+
+        Args:
+            x: one row per frame.
+            groups: the rows are this many equal consecutive parts, each normalised with its own statistics in training
+                mode, as if the block were called once for each.
+        """
+        if self.training:
+            out, stats = ops.gcn_block(
+                x, self.parameters_of_op(), self.spatial[0].graph, dropout=self.dropout.p, eps=self.spatial[1].eps,
+                groups=groups, identity=isinstance(self.residual, nn.Identity),
+            )  # fmt: skip
+            count = x.shape[0] * x.shape[1] // groups
+            for (_, norm), (mean, variance) in zip(self._pairs(), stats, strict=True):
+                norm.update(mean, variance, count)
+            return out
+        y = self.pointwise(torch.relu(self.spatial(x)))
         return torch.relu(y if self.residual is None else y + self.residual(x))
+
+    def parameters_of_op(self) -> ops.GCNParameters:
+        """The parameters as :func:`slrfast.ops.gcn_block` takes them."""
+        pairs = self._pairs()
+        return ops.GCNParameters(*(p for map_, norm in pairs for p in (map_.weight, map_.bias, norm.weight, norm.bias)))
+
+    def _pairs(self) -> list[Any]:
+        """Every linear map with the normalisation behind it."""
+        return [self.spatial, self.pointwise, *([self.residual] if isinstance(self.residual, nn.Sequential) else [])]
+
+    def folded(self) -> ops.FoldedBlock:
+        """The block in evaluation mode, normalisations folded into weights, for :func:`slrfast.ops.part_gcn`."""
+        conv, (linear, norm) = self.spatial[0], self.pointwise
+        scale, shift = self.spatial[1].scale_and_shift()
+        reach = torch.from_numpy(conv.graph.dense().sum(1, dtype=np.float64)).to(scale).T  # [V, P]
+        node_bias = (reach.unsqueeze(-1) * (conv.bias * scale)).sum(1) + shift  # no product that autocast would round
+        map_scale, bias = norm.scale_and_shift()
+        bias = bias + linear.bias * map_scale
+        residual = None
+        for linear_residual, residual_norm in self._pairs()[2:]:
+            residual_scale, residual_shift = residual_norm.scale_and_shift()
+            residual = linear_residual.weight * residual_scale[:, None]
+            bias = bias + residual_shift + linear_residual.bias * residual_scale
+        return ops.FoldedBlock(
+            conv.weight * scale, node_bias, linear.weight * map_scale[:, None], bias, residual,
+            isinstance(self.residual, nn.Identity),
+        )  # fmt: skip
 
 
 class PartGCN(nn.Module):
     """The per-frame graph network of STC and MASA: joints, then parts, then one vector per frame.
 
     Input normalisation per joint and coordinate; three blocks on the joints; max over the joints of each part; two
-    blocks on the pooled graph; max over the parts; linear, BN, ReLU, dropout (STC specification, rows 0-8).
+    blocks on the pooled graph; max over the parts; linear, BN, ReLU, dropout (STC specification, rows 0-8). In
+    evaluation mode without a gradient the blocks run as one op, :func:`slrfast.ops.part_gcn`.
 
     Args:
         graph: a skeleton with ``parts`` and ``pooled``.
@@ -98,6 +144,9 @@ class PartGCN(nn.Module):
         frame_dropout: on the frame's vector.
         input_eps: epsilon of the input normalisation (the authors' code has 0.1 there).
     """
+
+    blocks: Any  # ModuleList of GCNBlock
+    output: Any
 
     def __init__(
         self,
@@ -115,23 +164,49 @@ class PartGCN(nn.Module):
         checks.require(len(channels) == 5, "PartGCN", "channels", "name five blocks", tuple(channels))
         assert graph.pooled is not None
         self.graph = graph
-        self.input_norm = nn.BatchNorm1d(graph.num_nodes * in_channels, eps=input_eps)
+        self.whole = replace(graph.pooled, parts=(tuple(range(graph.pooled.num_nodes)),), pooled=None)
+        self.input_norm = ChannelNorm(graph.num_nodes * in_channels, eps=input_eps)
         sizes = (in_channels, *channels)
         graphs = [graph] * 3 + [graph.pooled] * 2
         self.blocks = nn.ModuleList(
             GCNBlock(sizes[i], sizes[i + 1], graphs[i], dropout=dropout, residual=i > 0) for i in range(5)
         )
         self.output = nn.Sequential(
-            nn.Linear(channels[-1], out_channels), nn.BatchNorm1d(out_channels), nn.ReLU(), nn.Dropout(frame_dropout)
+            nn.Linear(channels[-1], out_channels), ChannelNorm(out_channels), nn.ReLU(), nn.Dropout(frame_dropout)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, V, C] coordinates -> [B, T, out_channels]."""
-        frames = x.flatten(0, 1)
-        frames = self.input_norm(frames.flatten(1)).view(frames.shape)
-        for block in self.blocks[:3]:
-            frames = block(frames)
-        frames = torch.stack([frames[:, list(part)].amax(1) for part in self.graph.parts], 1)
-        for block in self.blocks[3:]:
-            frames = block(frames)
-        return self.output(frames.amax(1)).unflatten(0, x.shape[:2])
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        """Coordinates [..., V, C] -> [..., out_channels], for example [B, T, V, C] or the packed frames [S, V, C].
+
+        Args:
+            x: one skeleton per frame.
+            groups: the frames are this many equal consecutive parts, each normalised with its own statistics in
+                training mode, as if the network were called once for each (both hands in one call).
+        """
+        op, nodes, channels = "PartGCN", self.graph.num_nodes, self.input_norm.num_features // self.graph.num_nodes
+        checks.shapes(op, x=(x, f"... {nodes} {channels}"))
+        frames = x.reshape(-1, nodes, channels)
+        checks.require(len(frames) % groups == 0, op, "x", f"have a multiple of {groups} frames", len(frames))
+        if self.training:
+            each = len(frames) // groups
+            checks.require(each > 1, op, "x", "have at least two frames per group in training mode", each)
+        frames = grouped(self.input_norm, frames.flatten(1), groups).view(frames.shape)
+        if self.training or torch.is_grad_enabled():
+            for block in self.blocks[:3]:
+                frames = block(frames, groups)
+            frames = ops.part_max(frames, self.graph)
+            for block in self.blocks[3:]:
+                frames = block(frames, groups)
+            frames = ops.part_max(frames, self.whole).squeeze(1)
+        else:
+            frames = ops.part_gcn(frames, *self.folded(), self.graph)
+        linear, norm, *rest = self.output
+        frames = grouped(norm, linear(frames), groups)
+        for module in rest:
+            frames = module(frames)
+        return frames.view(*x.shape[:-2], frames.shape[-1])
+
+    def folded(self) -> tuple[list[ops.FoldedBlock], list[ops.FoldedBlock]]:
+        """The blocks on the joints and those on the parts, as :func:`slrfast.ops.part_gcn` takes them."""
+        folded = [block.folded() for block in self.blocks]
+        return folded[:3], folded[3:]

@@ -4,25 +4,33 @@ from slrfast.ops.augment import AugmentTensors, augment
 from slrfast.ops.bank_losses import bank_losses
 from slrfast.ops.enqueue import enqueue_
 from slrfast.ops.feature_kl import feature_kl
+from slrfast.ops.gcn_block import GCNParameters, gcn_block
 from slrfast.ops.graph_conv import graph_conv
 from slrfast.ops.info_nce import info_nce
 from slrfast.ops.mined_bce import mined_bce
 from slrfast.ops.motion import motion
 from slrfast.ops.neighbor_kl import neighbor_kl
+from slrfast.ops.part_gcn import FoldedBlock, part_gcn
+from slrfast.ops.part_max import part_max
 from slrfast.ops.resample import resample
 from slrfast.ops.topk_similarity import topk_similarity
 
 __all__ = [
     "AugmentTensors",
+    "FoldedBlock",
+    "GCNParameters",
     "augment",
     "bank_losses",
     "enqueue_",
     "feature_kl",
+    "gcn_block",
     "graph_conv",
     "info_nce",
     "mined_bce",
     "motion",
     "neighbor_kl",
+    "part_gcn",
+    "part_max",
     "resample",
     "topk_similarity",
 ]

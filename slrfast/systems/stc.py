@@ -98,7 +98,10 @@ class STCEncoder(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor) -> Parts:
         """Coordinates (or motion) [B, T, 49, 2] and hand visibility [B, T, 2] -> hand and trunk vectors [B, dim]."""
-        right, left = (self.hand_temporal(self.hand_gcn(x[:, :, part]).mT).mT for part in (RIGHT, LEFT))
+        hands = self.hand_gcn(torch.stack((x[:, :, RIGHT], x[:, :, LEFT])), groups=2).flatten(0, 1).mT
+        for block in self.hand_temporal:
+            hands = block(hands, groups=2)
+        right, left = hands.mT.chunk(2)
         trunk = self.trunk_temporal(self.trunk_gcn(x[:, :, TRUNK]).mT).mT
         hands = self.hand_transformer(torch.cat((right, left), -1)).chunk(2, -1)
         hand = self.hand_pool(torch.cat(hands, 1), visible.mT.flatten(1))
@@ -210,8 +213,9 @@ class STC(Pretrained):
 
     def embed(self, query_view: View, key_view: View) -> tuple[dict[str, Parts], dict[str, Parts]]:
         """The query and key embeddings of every stream; the keys carry no gradient."""
-        query = {s: self.query[s].embed(_input(s, query_view), query_view.visible) for s in self.config.streams}
+        # keys first: what they take in between is free again before the queries keep theirs for the backward pass
         key = {s: self.key[s].embed(_input(s, key_view), key_view.visible) for s in self.config.streams}
+        query = {s: self.query[s].embed(_input(s, query_view), query_view.visible) for s in self.config.streams}
         return query, key
 
     def losses(self, query: dict[str, Parts], key: dict[str, Parts]) -> dict[str, Tensor]:
@@ -326,7 +330,9 @@ class STC(Pretrained):
         """SGD with momentum over the query encoders, as in the paper; the weight decay is the authors' code's."""
         config = self.config
         parameters = [p for encoder in self.query.values() for p in encoder.parameters()]
-        return torch.optim.SGD(parameters, config.learning_rate, config.sgd_momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            parameters, config.learning_rate, config.sgd_momentum, weight_decay=config.weight_decay, fused=True
+        )
 
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a (fractional) epoch: a tenth after every milestone, after a linear warm-up if any."""

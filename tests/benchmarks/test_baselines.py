@@ -6,7 +6,7 @@ import importlib
 import pytest
 import torch
 
-from benchmarks import harness
+from benchmarks import harness, memory
 from benchmarks.baselines import bank
 
 SIZES = {
@@ -64,7 +64,7 @@ def test_peak_memory_counts_what_a_call_allocates():
     from benchmarks.systems import bank_memory
 
     b, n, d = 64, 8192, 4
-    peaks = bank_memory.peaks(b, n, d, "cpu")
+    peaks = memory.peaks(bank_memory.MODULE, bank_memory.LOSSES, "cpu", b, n, d)
     logits = 4 * b * n
     assert 2 * logits < peaks["eager"] < 20 * logits and 0 <= peaks["slrfast"]
 

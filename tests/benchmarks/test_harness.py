@@ -56,6 +56,40 @@ def test_our_forms_are_held_to_the_baseline_or_to_a_tolerance_of_their_own():
     assert not harness.is_ours("slrfaster") and harness.is_ours("slrfast, queue.T")
 
 
+def test_a_form_may_be_held_to_a_candidate_of_its_own_precision():
+    off = {name: lambda: [torch.linspace(0, 1, 1000) * 2.002] for name in ("slrfast, bf16", "eager, bf16")}
+    limits = {"eager, bf16": 0.01}
+    with pytest.raises(WrongAnswer, match="slrfast, bf16 is off"):
+        harness.errors(dataclasses.replace(case(**off), tolerances=limits))
+    same = dataclasses.replace(case(**off), tolerances=limits, held_to={"slrfast, bf16": "eager, bf16"})
+    assert harness.allowed(same, harness.errors(same))["slrfast, bf16"] == pytest.approx(1.5e-3, rel=1e-2)
+
+
+def test_a_random_call_is_checked_by_another_without_its_randomness():
+    dropped = case(slrfast=lambda: [torch.nn.functional.dropout(torch.linspace(0, 2, 1000))])
+    with pytest.raises(WrongAnswer):
+        harness.errors(dropped)
+    kept = dataclasses.replace(dropped, checked={"slrfast": lambda: [torch.linspace(0, 1, 1000) * 2]})
+    assert harness.errors(kept)["slrfast"] < 1e-6
+
+
+def test_root_mean_square_error_is_one_for_what_has_nothing_to_do_with_the_truth():
+    error, truth = harness.root_mean_square_error, torch.tensor([3.0, 4.0]).double()
+    assert error(torch.zeros(2), truth) == 1 == error(torch.tensor([4.0, -3.0]), truth)
+    assert error(truth * 1.01, truth) == pytest.approx(0.01 / 2**0.5, rel=1e-2)
+    assert error(torch.zeros(3), truth) == float("inf")
+
+
+def test_one_tensor_with_a_nan_among_right_ones_is_wrong():
+    two = dataclasses.replace(
+        case(slrfast=lambda: [torch.linspace(0, 1, 1000) * 2, torch.tensor(torch.nan)]),
+        truth=lambda: [torch.linspace(0, 1, 1000).double() * 2, torch.tensor(1.0)],
+    )
+    right = {"eager": lambda: [torch.linspace(0, 1, 1000) * 2, torch.tensor(1.0)]}
+    with pytest.raises(WrongAnswer, match="slrfast is off by nan"):
+        harness.errors(dataclasses.replace(two, candidates={**two.candidates, **right}))
+
+
 def test_other_peoples_code_may_err_as_much_as_the_baseline():
     slightly = {"torch.compile": lambda: [torch.linspace(0, 1, 1000) * 2 + 1.8e-6]}
     assert harness.errors(case(**slightly))["torch.compile"] > 1.5 * 2e-7
@@ -89,6 +123,13 @@ def test_the_label_names_the_machine_and_isa_what_ran():
     environment = {**os.environ, "SLRFAST_CPU_ISA": "avx2"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["avx2", machine.label("cpu")]
+
+
+def test_a_summary_is_saved_as_it_is(tmp_path):
+    ready = harness.measure(case(), rounds=1)
+    assert harness.run_all("double", lambda device: [ready, case()], tmp_path, "cpu")[0] is ready
+    (path,) = tmp_path.iterdir()
+    assert len(json.loads(path.read_text())["cases"]) == 2
 
 
 def test_saved_run_says_what_ran_where(tmp_path):

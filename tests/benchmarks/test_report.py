@@ -61,6 +61,29 @@ def test_memory_and_the_cost_of_a_product(tmp_path):
     assert row in report.render(report.newest(tmp_path))
 
 
+def test_peak_memory_of_other_benchmarks_as_a_share_of_the_baselines(tmp_path):
+    peak = {"slrfast": 2**20, "slrfast, bf16": 2**19, "eager": 2**22}
+    write(tmp_path, "step", "one", "2026-01-01T00:00:00+00:00", peak_bytes=peak, baseline="eager")
+    line = "step, paper, peak memory: slrfast 1 MiB (25%), slrfast, bf16 0 MiB (12%), eager 4 MiB (100%)."
+    assert line in report.render(report.newest(tmp_path))
+
+
+def test_loss_curves_are_drawn_and_stated(tmp_path):
+    losses = {"slrfast": [[2.0, 1.0] * 10, [3.0, 2.0] * 10], "reference": [[2.0, 1.1] * 10, [3.0, 2.0] * 10]}
+    losses["slrfast, weights 1e-7 off"] = [[2.0, 1.2] * 10, [3.0, 2.0] * 10]
+    distances = {"same_seed": 0.025, "other_weights": 0.05, "other_seed": 0.95}
+    results = {"losses": losses, "distance": distances, "seeds": [1, 2]}
+    run = {"curves": "STC", "machine": "cpu-x", "commit": "abc", "date": "2026", "results": results}
+    (tmp_path / "cpu-x").mkdir()
+    (tmp_path / "cpu-x" / "loss_curves.json").write_text(json.dumps(run))
+    text = report.render_curves(report.newest(tmp_path, "curves"))
+    assert "20 training steps of a small STC" in text and all(number in text for number in ("0.025", "0.05 ", "0.95"))
+    assert text.endswith("![Loss curves](docs/loss_curves.png)")
+    assert report.render_curves(report.newest(tmp_path)) == ""
+    report.draw_curves(run, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_only_the_text_between_the_markers_changes():
     begin, end = "<!-- results:begin -->", "<!-- results:end -->"
     text = f"a\n{begin}\nstale\n{end}\nb\n"

@@ -151,6 +151,63 @@ def topk_similarity_calls():
         topk_similarity_grad(*topk_similarity(meta(20, 123), queue, k, True), queue)
 
 
+def graph_conv_calls():
+    from slrfast.kernels.triton.graph_conv import graph_conv, graph_conv_grad
+
+    for dtype, weights, rows, nodes, inputs, outputs in (
+        ("bfloat16", "float32", 8192, 21, 2, 128),
+        ("bfloat16", "float32", 8192, 21, 128, 256),
+        ("bfloat16", "bfloat16", 2**25, 6, 512, 512),  # offsets beyond 32 bits
+        ("float16", "float16", 1000, 7, 5, 24),
+        ("float32", "float32", 8192, 21, 128, 128),
+        ("float32", "float32", 3, 7, 24, 5),
+        ("float64", "float64", 64, 7, 5, 24),
+    ):
+        x, edges = meta(rows, nodes, inputs, dtype=dtype), (meta(93, 3, dtype="int32"), meta(93))
+        weight, bias = meta(4, inputs, outputs, dtype=weights), meta(4, outputs, dtype=weights)
+        graph_conv_grad(graph_conv(x, weight, bias, *edges), x, weight, *edges)
+        graph_conv(x, weight, None, *edges)
+    one, edges = meta(1, 1, 1), (meta(1, 3, dtype="int32"), meta(1))  # every size is a constant here
+    graph_conv_grad(graph_conv(one, one, one[0], *edges), one, one, *edges)
+
+
+def gcn_block_calls():
+    from slrfast.kernels.triton.gcn_block import gcn_block, gcn_block_grad
+
+    for dtype, rows, nodes, inputs, outputs, dropout, groups, residual in (
+        ("bfloat16", 8192, 21, 2, 128, 0.05, 2, "none"),
+        ("bfloat16", 8192, 21, 128, 256, 0.05, 2, "linear"),
+        ("bfloat16", 8192, 6, 512, 512, 0.05, 2, "identity"),
+        ("float16", 3, 7, 24, 24, 0.0, 1, "identity"),  # one block of rows
+        ("float16", 1, 7, 1, 1, 0.5, 1, "linear"),
+        ("float32", 8192, 6, 256, 512, 0.05, 1, "linear"),
+        ("float64", 64, 7, 5, 24, 0.05, 2, "linear"),
+    ):
+        x, wide = meta(rows, nodes, inputs, dtype=dtype), "float64" if dtype == "float64" else "float32"
+        shapes = [(4, inputs, outputs), (4, outputs), (outputs,), (outputs,), (outputs, outputs), *[(outputs,)] * 3]
+        extra = [meta(*shape, dtype=wide) for shape in ((outputs, inputs), *[(outputs,)] * 3)]
+        parameters = [meta(*shape, dtype=wide) for shape in shapes] + (extra if residual == "linear" else [None] * 4)
+        constants = (
+            meta(93, 3, dtype="int32"),
+            meta(93),
+            meta(dtype="int64"),
+            dropout,
+            1e-5,
+            groups,
+            residual == "identity",
+        )
+        out, *kept = gcn_block(x, parameters, *constants)
+        gcn_block_grad(out, x, parameters, *constants, *kept)
+
+
+def part_max_calls():
+    from slrfast.kernels.triton.part_max import part_max, part_max_grad
+
+    for dtype, channels in (("float32", 256), ("bfloat16", 256), ("float16", 5), ("float64", 24)):
+        x, members = meta(2**22, 21, channels, dtype=dtype), meta(6, 6, dtype="int32")
+        part_max_grad(*part_max(x, members), members, 21)
+
+
 # op -> calls of its launchers: every kernel that they launch is compiled, in the configuration that they choose
 VARIANTS = {
     "motion": motion_calls,
@@ -161,6 +218,9 @@ VARIANTS = {
     "enqueue": enqueue_calls,
     "neighbor_kl": neighbor_kl_calls,
     "topk_similarity": topk_similarity_calls,
+    "graph_conv": graph_conv_calls,
+    "gcn_block": gcn_block_calls,
+    "part_max": part_max_calls,
 }
 
 
@@ -225,11 +285,15 @@ def test_cuda_kernels_do_not_spill():
 
 
 # Files whose tests share one process of the interpreter: most of a process is the import of torch and its compiler.
+GRAPH_NETWORK = ("graph_conv", "gcn_block", "part_max")
 BANK_LOSSES = [op for op in VARIANTS if op in ("info_nce", "mined_bce", "bank_losses")]
+# All tests of the graph network take the interpreter five minutes; these name what each of its kernels computes.
+SHORT = "by_hand or float32 or equals_loops or one_after_the_other or nan or strid or ties"
 INTERPRETED = {
     "bank_losses": [f"ops/test_{op}.py" for op in BANK_LOSSES],
-    "other ops": [f"ops/test_{op}.py" for op in VARIANTS if op not in BANK_LOSSES],
-    "parts": ["kernels/test_select.py", "kernels/test_rounding.py"],
+    "graph network": [f"ops/test_{op}.py" for op in GRAPH_NETWORK],
+    "other ops": [f"ops/test_{op}.py" for op in VARIANTS if op not in (*BANK_LOSSES, *GRAPH_NETWORK)],
+    "parts": ["kernels/test_select.py", "kernels/test_rounding.py", "kernels/test_gcn.py"],
 }
 
 
@@ -237,7 +301,9 @@ INTERPRETED = {
 def test_triton_kernels_in_the_interpreter(group):
     """The ops' own tests, and those of parts of the kernels, with Triton's CPU interpreter as the backend."""
     pytest.importorskip("triton")
-    keyword = [] if group == "parts" else ["-k", "cpu-triton"]
+    keyword = (
+        [] if group == "parts" else ["-k", f"cpu-triton and ({SHORT})" if group == "graph network" else "cpu-triton"]
+    )
     got = subprocess.run(
         [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *keyword]
         + [str(ROOT / "tests" / file) for file in INTERPRETED[group]],

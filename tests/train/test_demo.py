@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 from dataclasses import replace
 
@@ -59,7 +58,7 @@ def test_interrupted_demo_goes_on_to_the_same_result(tmp_path, capsys, monkeypat
     def interrupted(self, batch, generator=None):
         calls.append(batch)
         if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(self, batch, generator)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"

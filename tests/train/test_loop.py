@@ -1,5 +1,4 @@
 import math
-import os
 import signal
 from dataclasses import replace
 
@@ -31,7 +30,7 @@ def interrupt_in_call(system, call, number=signal.SIGINT):
 
     def training_step(batch, generator=None):
         if system.calls + 1 == call:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return step(batch, generator)
 
     system.training_step = training_step
@@ -204,7 +203,7 @@ class TestResume:
             third = system.calls == 2
             terms = once(batch, generator)
             if third:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return terms
 
         system.training_step = twice

@@ -102,6 +102,80 @@ slr_status slr_enqueue_cpu(int32_t bank_dtype, void* bank, int64_t row_stride, i
                            int64_t d, int64_t* cursor, int32_t key_dtype, const void* keys, int64_t b,
                            int32_t normalize, int32_t threads);
 
+/* The graph network of a skeleton. Activations have any slr_dtype; weights, biases, moments and sums are double for
+ * SLR_F64 and float otherwise, in which type everything between two stored tensors is computed. A bfloat16 product may
+ * multiply bfloat16 numbers and adds in float. edges: [edge_count][3] partition, source, target; coefficients
+ * [edge_count]. Rows are `groups` equal parts with statistics of their own. `norm` [groups][4][C] is a batch
+ * normalisation: 1 / deviation, -mean / deviation, gamma, beta; `sums` [2][groups][C] are those of the gradient of its
+ * result and of that times the normalised value. `seed` and the site of a dropout give its mask, see
+ * slrfast/reference/dropout.py. Results depend on `threads` only in the rounding of the gradients of weights. */
+
+/* y [rows, nodes, outputs] = sum over edges (p, v, w) of coefficient (x[v] weight[p] + bias[p]) at w; x [rows, nodes,
+ * inputs], weight [partitions, inputs, outputs], bias [partitions, outputs] or null; moments [2][groups][outputs], mean
+ * and biased variance of y, or null. */
+slr_status slr_graph_conv_cpu(int32_t dtype, const void* x, int64_t rows, int64_t nodes, int64_t inputs,
+                              int64_t outputs, int64_t partitions, const int32_t* edges, const float* coefficients,
+                              int64_t edge_count, const void* weight, const void* bias, void* y, int64_t groups,
+                              void* moments, int32_t threads);
+
+/* Its adjoint. grad is that of y or, with `norm`, of norm(y); `along` [rows, nodes, inputs], or null, is added to
+ * grad_x and may be the same buffer. */
+slr_status slr_graph_conv_grad_cpu(int32_t dtype, const void* grad, const void* y, const void* norm, const void* sums,
+                                   int64_t groups, const void* x, int64_t rows, int64_t nodes, int64_t inputs,
+                                   int64_t outputs, int64_t partitions, const int32_t* edges, const float* coefficients,
+                                   int64_t edge_count, const void* weight, const void* along, void* grad_x,
+                                   void* grad_weight, void* grad_bias, int32_t threads);
+
+/* y [rows, outputs] = f(x) weight^T + bias, weight [outputs, inputs]; f is dropout at site 0 of relu of norm, or
+ * nothing where norm is null. */
+slr_status slr_gcn_map_cpu(int32_t dtype, const void* x, int64_t rows, int64_t inputs, int64_t outputs, int64_t groups,
+                           const void* norm, double dropout, const int64_t* seed, const void* weight, const void* bias,
+                           void* y, void* moments, int32_t threads);
+
+/* Its adjoint from grad, that of dropout at site 1 of norm(y): grad_x is that of x_norm(x), or of x where x_norm is
+ * null (then f is nothing); x_sums those of x_norm. `dropout` is that of both sites. */
+slr_status slr_gcn_map_grad_cpu(int32_t dtype, const void* grad, const void* y, int64_t rows, int64_t inputs,
+                                int64_t outputs, int64_t groups, const void* norm, const void* sums, double dropout,
+                                const int64_t* seed, const void* x, const void* x_norm, const void* weight,
+                                void* grad_x, void* x_sums, void* grad_weight, void* grad_bias, int32_t threads);
+
+/* out [rows, channels] = relu(dropout at site 1 of norm(y) + residual), residual [rows, channels] or null, through
+ * residual_norm unless that is null. */
+slr_status slr_gcn_output_cpu(int32_t dtype, const void* y, int64_t rows, int64_t channels, int64_t groups,
+                              const void* norm, double dropout, const int64_t* seed, const void* residual,
+                              const void* residual_norm, void* out, int32_t threads);
+
+/* masked = grad where out > 0, else 0; sums of norm, and of residual_norm where there is one. */
+slr_status slr_gcn_output_grad_cpu(int32_t dtype, const void* grad, const void* y, int64_t rows, int64_t channels,
+                                   int64_t groups, const void* norm, double dropout, const int64_t* seed,
+                                   const void* residual, const void* residual_norm, void* masked, void* sums,
+                                   void* residual_sums, int32_t threads);
+
+/* pooled [rows, parts, channels] = max over m of x[:, members[p, m]], members [parts, most] nodes, filled up with the
+ * first; chosen: the first m that has it. NaN is the largest. */
+slr_status slr_part_max_cpu(int32_t dtype, const void* x, int64_t rows, int64_t nodes, int64_t channels,
+                            const int32_t* members, int64_t parts, int64_t most, void* pooled, uint8_t* chosen,
+                            int32_t threads);
+slr_status slr_part_max_grad_cpu(int32_t dtype, const void* grad, const uint8_t* chosen, int64_t rows, int64_t nodes,
+                                 int64_t channels, const int32_t* members, int64_t parts, int64_t most, void* grad_x,
+                                 int32_t threads);
+
+/* relu(relu(graph_conv(x; weight) + node_bias) map^T + bias + residual(x)); residual(x) is x if `identity`, x
+ * residual^T, or nothing. weight [partitions, inputs, outputs], node_bias [nodes, outputs], map [outputs, outputs],
+ * bias [outputs], residual [outputs, inputs] or null. */
+typedef struct slr_folded_block {
+  int64_t inputs, outputs, identity;
+  const void *weight, *node_bias, *map, *bias, *residual;
+} slr_folded_block;
+
+/* out [rows, last outputs]: joint_blocks blocks on x [rows, nodes, inputs], max over the nodes of each part, the other
+ * blocks on the pooled graph, max over the parts. */
+slr_status slr_part_gcn_cpu(int32_t dtype, const void* x, int64_t rows, int64_t nodes, int64_t inputs,
+                            int64_t partitions, const slr_folded_block* blocks, int64_t count, int64_t joint_blocks,
+                            const int32_t* edges, const float* coefficients, int64_t edge_count, const int32_t* members,
+                            int64_t parts, int64_t most, const int32_t* pooled_edges, const float* pooled_coefficients,
+                            int64_t pooled_edge_count, void* out, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

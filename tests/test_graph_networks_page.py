@@ -1,0 +1,119 @@
+"""The page on graph networks: every block runs, and what is after computes what was before."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.baselines import gcn as field
+from slrfast import graphs
+from slrfast.graphs import SkeletonGraph
+from slrfast.systems.stc import STCConfig
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "graph-networks.md").read_text()
+IMPORTS, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+SECTIONS = {
+    section.partition("\n")[0]: re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    for section in PAGE.split("\n## ")[1:]
+}
+STC, STGCN, PYSKL = (title for title, blocks in SECTIONS.items() if len(blocks) == 3)
+ADJACENCY = torch.tensor(graphs.TRUNK7.dense()[:3])
+
+
+def run(*blocks):
+    names = {}
+    exec(compile(IMPORTS + "".join(blocks), "docs/graph-networks.md", "exec"), names)
+    return names
+
+
+def trained(module):
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not name.endswith("A"):
+            tensor.add_(0.1 * torch.rand_like(tensor))
+    return module
+
+
+def pair(title, inputs, outputs):
+    """What was before, as a function of x, and what its weights make of what is after."""
+    before, after, weights = SECTIONS[title]
+    old, load = run(before), run(after, weights)["load"]
+    if title == STC:
+        module, adjacency = trained(old["Block"](inputs, outputs, 4, dropout=0.0)), torch.tensor(graphs.HAND21.dense())
+        state = {f"st_gcn_networks.2.{key}": tensor for key, tensor in module.state_dict().items()}
+        return module, lambda x: module(x, adjacency), load(state, 2, inputs, outputs, dropout=0.0)
+    if title == STGCN:
+        module, importance = trained(old["st_gcn"](inputs, outputs, 3, stride=2)), torch.rand(3, 7, 7)
+        state = {f"st_gcn_networks.0.{key}": tensor for key, tensor in module.state_dict().items()}
+        new = load(state | {"A": ADJACENCY, "edge_importance.0": importance}, 0, inputs, outputs, stride=2)
+        return module, lambda x: module(x, ADJACENCY * importance), new
+    module = trained(old["unit_gcn"](inputs, outputs, ADJACENCY))
+    state = {f"backbone.gcn.1.gcn.{key}": tensor for key, tensor in module.state_dict().items()}
+    return module, module, load(state, 1, inputs, outputs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [(3, 8), (8, 8)])
+@pytest.mark.parametrize("title", [STC, STGCN, PYSKL])
+def test_before_and_after_agree(title, channels, training):
+    torch.manual_seed(0)
+    old, compute, new = pair(title, *channels)
+    old.train(training), new.train(training)
+    x = torch.randn(2, channels[0], 6, 21 if title == STC else 7)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    expected, out = compute(leaves[0]), new(leaves[1])
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    grad = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, leaf, grad)[0] for y, leaf in zip((expected, out), leaves, strict=True)]
+    assert gradients[0].any()
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4)
+    theirs, ours = ([b for b in m.buffers() if b.dim() == 1] for m in (old, new))  # running statistics
+    assert len(theirs) == len(ours) > 0
+    for a, b in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_both_layouts_agree():
+    torch.manual_seed(0)
+    (code,) = SECTIONS["Channels last"]
+    found = run(code)
+    assert found["y"].shape == (8, 32, 21, 64)
+    found["block"].eval()
+    again = found["block"](found["x"].flatten(0, 1)).unflatten(0, (8, 32))
+    torch.testing.assert_close(
+        found["ChannelsFirst"](found["block"])(found["x"].permute(0, 3, 1, 2)), again.movedim(3, 1)
+    )
+    x = torch.randn(2, 3, 4, 5, 6)  # N C T V M, and both ways of the page to clips and to frames
+    torch.testing.assert_close(
+        x.permute(0, 4, 1, 2, 3).flatten(0, 1).permute(0, 2, 3, 1).flatten(0, 1), x.permute(0, 4, 2, 3, 1).flatten(0, 2)
+    )
+
+
+def test_a_checkpoint_of_a_whole_network(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    theirs = trained(field.PartGCN(graphs.HAND21, STCConfig(input_eps=0.1))).eval()
+    state = {"A": torch.tensor(graphs.HAND21.dense()), "A_pool": torch.tensor(graphs.HAND21.pooled.dense())}
+    for key, tensor in theirs.state_dict().items():
+        if not key.endswith(".A"):
+            key = re.sub(r"blocks\.([012])", r"st_gcn_networks.\1", key).replace("fc.", "conv4.")
+            key = key.replace("blocks.3", "st_gcn_pool.0").replace("blocks.4", "st_gcn_pool.1")
+            state[key] = tensor
+    torch.save({f"st_gcn_hand.{key}": tensor for key, tensor in state.items()}, tmp_path / "checkpoint.pt")
+    monkeypatch.chdir(tmp_path)
+    (code,) = SECTIONS["A checkpoint of STC or MASA"]
+    network = run(code)["network"]
+    x = torch.rand(2, 4, 21, 2)
+    torch.testing.assert_close(network(x), theirs(x).mT, rtol=1e-4, atol=1e-4)
+
+
+def test_own_skeletons():
+    bones, adjacency = SECTIONS["Your own skeleton"]
+    found = run(bones)
+    assert found["features"].shape == (2, 8, 512)
+    assert isinstance(run(adjacency)["graph"], SkeletonGraph)
+
+
+def test_no_block_is_left_out():
+    tested = {STC, STGCN, PYSKL, "Channels last", "A checkpoint of STC or MASA", "Your own skeleton"}
+    assert {title for title, blocks in SECTIONS.items() if blocks} == tested
+    assert PAGE.count("```python") == 1 + sum(map(len, SECTIONS.values()))
