@@ -145,27 +145,26 @@ def norm_of(stats, weight, bias, group, groups, channel, C: tl.constexpr, eps, c
 
 @triton.jit
 def store_moments(
-    y, rows, row_stride, partial, block, blocks, first_column, C: tl.constexpr, COLUMNS: tl.constexpr
+    y, count, stride, partial, block, blocks, first_column, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """Mean and sum of squared deviations of the tile [rows, COLUMNS] that was just stored, to partial [2, blocks, C].
+    """Mean and sum of squared deviations of ``count`` of ROWS rows that were just stored, to partial [2, blocks, C].
 
     It is read back from the cache in narrow pieces, which need fewer registers than the product's own layout.
     """
     compute: tl.constexpr = partial.dtype.element_ty
     WIDTH: tl.constexpr = COLUMNS if COLUMNS < PIECE else PIECE
-    count = tl.sum(rows.to(compute), 0)
+    row = tl.arange(0, ROWS)
     tl.debug_barrier()
     for start in range(0, COLUMNS, WIDTH):
         column = first_column + start + tl.arange(0, WIDTH)
-        inside = rows[:, None] & (column < C)[None, :]
-        at = tl.arange(0, rows.shape[0])[:, None] * row_stride + column[None, :]
-        value = tl.load(y + at, mask=inside, other=0.0).to(compute)
-        mean = tl.sum(value, 0) / count
+        inside = (row < count)[:, None] & (column < C)[None, :]
+        value = tl.load(y + row[:, None] * stride + column[None, :], mask=inside, other=0.0).to(compute)
+        mean = tl.sum(value, 0) / count.to(compute)
         deviation = tl.where(inside, value - mean[None, :], 0.0)
-        rest = tl.sum(deviation, 0) / count  # what the first sum rounded off
+        rest = tl.sum(deviation, 0) / count.to(compute)  # what the first sum rounded off
         to = block * C + column
         tl.store(partial + to, mean + rest, mask=column < C)
-        squares = tl.sum(deviation * deviation, 0) - rest * rest * count
+        squares = tl.sum(deviation * deviation, 0) - rest * rest * count.to(compute)
         tl.store(partial + tl.cast(blocks, tl.int64) * C + to, squares, mask=column < C)
 
 

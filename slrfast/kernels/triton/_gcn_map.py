@@ -85,7 +85,7 @@ def linear(
     compute: tl.constexpr = partial.dtype.element_ty
     group, block, first, real, first_column = place(rows, ROWS, N, COLUMNS)
     n = first_column + tl.arange(0, COLUMNS)
-    total = tl.zeros([ROWS, COLUMNS], compute)
+    total = tl.full([ROWS, COLUMNS], 0.0, compute)
     for start in range(0, K, INNER):
         k = start + tl.arange(0, INNER)
         at, inside = tile(real, k, K)
@@ -101,7 +101,8 @@ def linear(
     total += tl.load(bias + n, mask=n < N, other=0.0).to(compute)[None, :]
     at, inside = tile(real, n, N)
     tl.store(out + first * N + at, rounded(total, dtype), mask=inside)
-    store_moments(out + first * N, real, N, partial, block, blocks, first_column, N, COLUMNS)
+    count = tl.minimum(rows - (first - group * rows), ROWS)
+    store_moments(out + first * N, count, N, partial, block, blocks, first_column, N, ROWS, COLUMNS)
 
 
 def launch_linear(
@@ -219,7 +220,7 @@ def linear_grad(
     compute: tl.constexpr = stats.dtype.element_ty
     group, block, first, real, first_column = place(rows, ROWS, N, COLUMNS)
     n = first_column + tl.arange(0, COLUMNS)
-    total = tl.zeros([ROWS, COLUMNS], compute)
+    total = tl.full([ROWS, COLUMNS], 0.0, compute)
     for start in range(0, K, INNER):
         k = start + tl.arange(0, INNER)
         at, inside = tile(real, k, K)

@@ -98,10 +98,10 @@ def gather(
     K: tl.constexpr,
     compute: tl.constexpr,
 ):
-    """The tile's weighted sum over the nodes that the edges begin..end come from."""
+    """The tile's weighted sum over the nodes that the edges begin..end (int64) come from."""
     total = tl.full(at.shape, 0.0, compute)
     while begin < end:
-        tile = tl.load(x + tl.load(sources + begin) * K + at, mask=inside, other=0.0)
+        tile = tl.load(x + tl.load(sources + begin).to(tl.int64) * K + at, mask=inside, other=0.0)
         total += tl.load(coefficients + begin).to(compute) * tile.to(compute)
         begin += 1
     return total
@@ -151,21 +151,26 @@ def convolve(
     first = (block // of_group * FRAMES + own) * V
     row, inside = tl.arange(0, ROWS) * V, tl.arange(0, ROWS) < FRAMES - own  # 32 bits are enough inside a block
 
-    total = tl.zeros([ROWS, COLUMNS], compute)
+    x += first * K
+    offsets += node * P
+    strengths += node * P
+    partitions, weight_partition = bound(P), tl.cast(weight_partition, tl.int64)
+    total = tl.full([ROWS, COLUMNS], 0.0, compute)
     for start in range(0, K, INNER):
         k = start + tl.arange(0, INNER)
         at, mask = row[:, None] * K + k[None, :], inside[:, None] & (k < K)[None, :]
         weights = weight + k[:, None] * weight_row + column[None, :] * weight_column
-        for p in range(bound(P)):
-            begin, end = tl.load(offsets + node * P + p), tl.load(offsets + node * P + p + 1)
+        filled = (k < K)[:, None] & (column < N)[None, :]
+        for p in range(partitions):
+            begin, end = tl.load(offsets + p).to(tl.int64), tl.load(offsets + p + 1)
             if end > begin:
-                w = tl.load(weights + p * weight_partition, mask=(k < K)[:, None] & (column < N)[None, :], other=0.0)
-                mean = gather(x + first * K, sources, coefficients, begin, end, at, mask, K, compute)
+                w = tl.load(weights + p * weight_partition, mask=filled, other=0.0)
+                mean = gather(x, sources, coefficients, begin, end, at, mask, K, compute)
                 total = product(mean, w, total, dtype, EXACT, PRECISION)
     if BIAS:
-        for p in range(bound(P)):
+        for p in range(partitions):
             b = tl.load(bias + p * N + column, mask=column < N, other=0.0).to(compute)
-            total += (tl.load(strengths + node * P + p).to(compute) * b)[None, :]
+            total += (tl.load(strengths + p).to(compute) * b)[None, :]
 
     out += (first + node) * N
     along += (first + node) * N
@@ -176,7 +181,16 @@ def convolve(
     tl.store(out + at, rounded(total, dtype), mask=store)
     if MOMENTS:
         store_moments(
-            out, inside, V * N, partial, block * V + node, tl.cast(blocks, tl.int64) * V, first_column, N, COLUMNS
+            out,
+            tl.minimum(FRAMES - own, ROWS),
+            V * N,
+            partial,
+            block * V + node,
+            tl.cast(blocks, tl.int64) * V,
+            first_column,
+            N,
+            ROWS,
+            COLUMNS,
         )
 
 
@@ -240,11 +254,12 @@ def outer(
     heights: tl.constexpr = (M + HEIGHT - 1) // HEIGHT
     m = (program // P // parts % heights).to(tl.int32) * HEIGHT + tl.arange(0, HEIGHT)
     part = program // P // parts // heights
-    total = tl.zeros([HEIGHT, WIDTH], compute)
+    total = tl.full([HEIGHT, WIDTH], 0.0, compute)
     for node in range(bound(V)):
         begin, end = 0, 1
         if GRAPH:
-            begin, end = tl.load(offsets + node * P + p), tl.load(offsets + node * P + p + 1)
+            edge = offsets + node * P + p
+            begin, end = tl.load(edge).to(tl.int64), tl.load(edge + 1)
         for step in range(bound(tl.where(end > begin, STEPS, 0))):
             first = (part * STEPS + step) * ROWS
             row, real = tl.arange(0, ROWS) * V, tl.arange(0, ROWS) < R - first  # 32 bits are enough inside a block
