@@ -34,8 +34,8 @@ import json
 from benchmarks import machine
 print(json.dumps({"label": machine.label("cuda"), "versions": machine.versions()}, indent=1))
 PY
-step tests 200 "$python" -m pytest -q -p no:cacheprovider -k "cuda or gpu" tests/ops tests/kernels || status=1
-modules=(systems.stc systems.hand_gcn systems.stc_loss systems.bank_memory systems.ema)
+step tests 200 "$python" -m pytest -q -p no:cacheprovider -k "cuda or gpu" tests/ops tests/kernels tests/systems || status=1
+modules=(systems.stc systems.hand_gcn systems.temporal systems.packed systems.stc_loss systems.bank_memory systems.ema)
 for file in benchmarks/ops/[!_]*.py; do modules+=("ops.$(basename "$file" .py)"); done
 for module in "${modules[@]}"; do
   left=$((460 - SECONDS + started))

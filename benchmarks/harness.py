@@ -32,6 +32,8 @@ from slrfast.files import replacing
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = "slrfast"
+GEMM = f"{OURS}, torch's GEMM"  # over the reference in plain torch: its products are torch's, and so is what they err
+EXACT = 1e-9  # error that is allowed in float64
 
 
 class WrongAnswer(AssertionError):
@@ -73,14 +75,17 @@ class Case:
         flops, bytes: what the work needs at least, every input read and every result written once. The floors are
             the time a large matrix product takes for as many operations, and a copy of the same size for the bytes.
         tolerance: relative error that the baseline and other people's code may have.
-        tolerances: candidate -> its own allowed error, where the baseline's says nothing: bfloat16 banks.
+        tolerances: candidate -> its own allowed error, where the baseline's says nothing: bfloat16 banks. For float32
+            code of ours only together with ``exact``: where single flips of ReLUs and maxima decide about the error.
+        exact: the tensors as our code computes them in float64; they have to agree with the truth to 1e-9.
+        rounding: what ours may be off however exact the baseline is.
         held_to: candidate of ours -> the one whose error it is measured by instead of the baseline's: of its own dtype.
         compared: makes the checked tensors of a call's results, outside the timing.
         checked: candidate -> the call that is compared with the truth where the timed one is random: without dropout.
         error: what a result may be off by; :func:`largest_error` unless told.
         threads: CPU threads that the case runs with; None leaves them as they are.
         skipped: candidate that cannot run here -> why.
-        peak_bytes: measures the memory that each candidate takes beyond its inputs.
+        memory: measures what each candidate takes, as :func:`benchmarks.memory.peaks` does.
     """
 
     name: str
@@ -92,6 +97,8 @@ class Case:
     baseline: str = "eager"
     tolerance: float = 1e-4
     tolerances: Mapping[str, float] = field(default_factory=dict)
+    exact: Callable[[], Sequence[Tensor]] | None = None
+    rounding: float = 2e-7
     held_to: Mapping[str, str] = field(default_factory=dict)
     compared: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list
     checked: Mapping[str, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
@@ -99,18 +106,24 @@ class Case:
     device: str = "cpu"
     threads: int | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
-    peak_bytes: Callable[[], Mapping[str, int]] | None = None
+    memory: Callable[[], Mapping[str, Mapping[str, int]]] | None = None
     phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        loose = [name for name in self.tolerances if is_ours(name) and "bf16" not in name]
+        if loose and self.exact is None:
+            raise ValueError(f"{self.name}: {loose} may have tolerances only beside an exact check in float64")
 
 
 def allowed(case: Case, found: Mapping[str, float]) -> dict[str, float]:
     """The error that every candidate may have.
 
-    Ours 1.5 times what the baseline (or the one it is held to) errs by, plus a float32 rounding; a candidate with its
-    own tolerance that one; the baseline and other people's code ``tolerance``.
+    Ours 1.5 times what the baseline (or the one it is held to) errs by, plus ``rounding``; a candidate with its own
+    tolerance that one; the baseline, other people's code and torch's products ``tolerance``.
     """
     limits = dict.fromkeys(found, case.tolerance)
-    limits |= {name: 1.5 * found[case.held_to.get(name, case.baseline)] + 2e-7 for name in found if is_ours(name)}
+    ours = [name for name in found if is_ours(name) and name != GEMM]
+    limits |= {name: 1.5 * found[case.held_to.get(name, case.baseline)] + case.rounding for name in ours}
     return limits | dict(case.tolerances)
 
 
@@ -122,15 +135,25 @@ def is_ours(candidate: str) -> bool:
 def errors(case: Case) -> dict[str, float]:
     """Largest error of every candidate over the checked tensors; WrongAnswer where it is not allowed.
 
-    Every candidate is called once, so one that changes its own state is compared with the truth's first step.
+    Every candidate is called once, so one that changes its own state is compared with the truth's first step. On a GPU
+    the field's convolutions are compared without TensorFloat-32, which they are timed with as torch's default is.
     """
+    with machine.full_float32():
+        return _errors(case)
+
+
+def _errors(case: Case) -> dict[str, float]:
     truth = [t.detach().double() for t in case.truth()]
-    found = {}
-    for name, call in case.candidates.items():
-        results = case.compared(case.checked.get(name, call)())
+
+    def error_of(name: str, results: Sequence[Tensor]) -> float:
         if len(results) != len(truth):
             raise WrongAnswer(f"{case.name}: {name} returns {len(results)} tensors instead of {len(truth)}")
-        found[name] = max(map(case.error, results, truth), key=lambda error: (error != error, error))  # NaN is most
+        return max(map(case.error, results, truth), key=lambda error: (error != error, error))  # NaN is most
+
+    if case.exact and not (error := error_of(OURS, case.compared(case.exact()))) <= EXACT:
+        raise WrongAnswer(f"{case.name}: {OURS} is off by {error:.3g} in float64, allowed {EXACT:.3g}")
+    calls = {name: case.checked.get(name, call) for name, call in case.candidates.items()}
+    found = {name: error_of(name, case.compared(call())) for name, call in calls.items()}
     limits = allowed(case, found)
     for name, error in found.items():
         if not error <= limits[name]:
@@ -197,7 +220,7 @@ def measure(case: Case, rounds: int = 15) -> dict:
     with machine.threads(case.threads):
         error = errors(case)
         result = {**summary(case, error, samples(case, rounds)), "allowed_error": allowed(case, error)}
-    return result | ({"peak_bytes": dict(case.peak_bytes())} if case.peak_bytes else {})
+    return result | (case.memory() if case.memory else {})
 
 
 def save(op: str, cases: Sequence[Mapping], folder: str | os.PathLike | None = None) -> Path:

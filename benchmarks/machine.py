@@ -57,6 +57,17 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Run a block without TensorFloat-32 in convolutions; products have none by torch's default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def _microarchitecture() -> str:
     file = Path("/proc/cpuinfo")
     text = file.read_text() if file.is_file() else ""

@@ -67,7 +67,7 @@ def _section(machine: str, runs: Sequence[Mapping]) -> str:
             if case.get("phases"):
                 lines += ["", f"{run['op']}, {case['name']}, by phase:", "", *_phases(case["phases"])]
             if case.get("peak_bytes") and run not in memory:
-                lines += ["", f"{run['op']}, {case['name']}, peak memory: {_shares(case)}."]
+                lines += ["", f"{run['op']}, {case['name']}, peak memory:", "", *_peaks(case)]
     versions = runs[-1]["versions"]
     shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "python") if name in versions)
     return "\n".join([*lines, "", f"{shown}; {runs[-1]['threads']} CPU threads."])
@@ -122,7 +122,7 @@ def _memory(run: Mapping) -> list[str]:
     """Cost per product and peak memory of InfoNCE by size."""
     lines = [
         "InfoNCE, forward and backward, by size: time, also for each of the B N D products, and peak memory beyond "
-        f"the inputs (commit {run['commit']}):",
+        f"the inputs, without the bank (commit {run['commit']}):",
         "",
         "| B | N | D | slrfast | each B N D | eager | each B N D | memory slrfast | memory eager | share |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -139,11 +139,18 @@ def _memory(run: Mapping) -> list[str]:
     return lines
 
 
-def _shares(case: Mapping) -> str:
-    """Peak memory of every candidate, and its share of the baseline's."""
-    peak = case["peak_bytes"]
-    whole = peak[case["baseline"]]
-    return ", ".join(f"{name} {size / 2**20:.0f} MiB ({size / whole:.0%})" for name, size in peak.items())
+def _peaks(case: Mapping) -> list[str]:
+    """Peak memory of every candidate, with its share of the baseline's: beyond what it found, and with all of that."""
+    columns = {"beyond what was there before": case["peak_bytes"]}
+    if whole := case.get("whole_peak_bytes"):
+        columns["all in all: weights, their gradients and momentum, banks and inputs as well"] = whole
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
+    for name in case["peak_bytes"]:
+        sizes = ((peaks[name], peaks[case["baseline"]]) for peaks in columns.values())
+        lines.append(
+            f"| {name} | {' | '.join(f'{size / 2**20:.0f} MiB ({size / base:.0%})' for size, base in sizes)} |"
+        )
+    return lines
 
 
 def render_curves(machines: Mapping[str, Sequence[Mapping]]) -> str:

@@ -81,6 +81,14 @@ def positive(op: str, **scalars: float) -> None:
         require(0 < value < math.inf, op, name, "be finite and > 0", value)
 
 
+def number_between(op: str, low: float, high: float, **scalars: float) -> None:
+    """Every scalar is a number in [low, high]."""
+    for name, value in scalars.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(message(op, name, "be a number", type(value).__name__))
+        require(low <= value <= high, op, name, f"be in [{low}, {high}]", value)
+
+
 def integer_between(op: str, low: int, high: int, **scalars: int) -> None:
     """Every scalar is an integer in [low, high]."""
     for name, value in scalars.items():

@@ -34,43 +34,68 @@ def trained(module):
     return module
 
 
-def pair(title, inputs, outputs):
-    """What was before, as a function of x, and what its weights make of what is after."""
+def pair(title, inputs, outputs, **options):
+    """What was before, also as a function of x, and what makes what is after of its state."""
     before, after, weights = SECTIONS[title]
     old, load = run(before), run(after, weights)["load"]
+    importance = torch.rand(3, 7, 7)
     if title == STC:
-        module, adjacency = trained(old["Block"](inputs, outputs, 4, dropout=0.0)), torch.tensor(graphs.HAND21.dense())
-        state = {f"st_gcn_networks.2.{key}": tensor for key, tensor in module.state_dict().items()}
-        return module, lambda x: module(x, adjacency), load(state, 2, inputs, outputs, dropout=0.0)
-    if title == STGCN:
-        module, importance = trained(old["st_gcn"](inputs, outputs, 3, stride=2)), torch.rand(3, 7, 7)
-        state = {f"st_gcn_networks.0.{key}": tensor for key, tensor in module.state_dict().items()}
-        new = load(state | {"A": ADJACENCY, "edge_importance.0": importance}, 0, inputs, outputs, stride=2)
-        return module, lambda x: module(x, ADJACENCY * importance), new
-    module = trained(old["unit_gcn"](inputs, outputs, ADJACENCY))
-    state = {f"backbone.gcn.1.gcn.{key}": tensor for key, tensor in module.state_dict().items()}
-    return module, module, load(state, 1, inputs, outputs)
+        adjacency, prefix, beside, number = torch.tensor(graphs.HAND21.dense()), "st_gcn_networks.2.", {}, 2
+        module, options = old["Block"](inputs, outputs, 4, dropout=0.0, **options), {"dropout": 0.0, **options}
+    elif title == STGCN:
+        adjacency, prefix, number = ADJACENCY * importance, "st_gcn_networks.0.", 0
+        beside = {"A": ADJACENCY, "edge_importance.0": importance}
+        module = old["st_gcn"](inputs, outputs, 3, **options)
+    else:
+        adjacency, prefix, beside, number = None, "backbone.gcn.1.gcn.", {}, 1
+        module = old["unit_gcn"](inputs, outputs, ADJACENCY)
+
+    def convert(state):
+        state = {f"{prefix}{key}": tensor for key, tensor in state.items()}
+        return load(state | beside, number, inputs, outputs, **options)
+
+    return trained(module), module if adjacency is None else lambda x: module(x, adjacency), convert
+
+
+CASES = [
+    *((title, inputs, outputs, options) for inputs, outputs in ((3, 8), (8, 8)) for title, options in (
+        (STC, {}), (STC, {"residual": False}), (STGCN, {}), (STGCN, {"residual": False}), (STGCN, {"stride": 2}),
+        (PYSKL, {}),
+    )),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("channels", [(3, 8), (8, 8)])
-@pytest.mark.parametrize("title", [STC, STGCN, PYSKL])
-def test_before_and_after_agree(title, channels, training):
+@pytest.mark.parametrize(("title", "inputs", "outputs", "options"), CASES)
+def test_before_and_after_agree(title, inputs, outputs, options, training):
     torch.manual_seed(0)
-    old, compute, new = pair(title, *channels)
+    old, compute, convert = pair(title, inputs, outputs, **options)
+    new = convert(old.state_dict())
     old.train(training), new.train(training)
-    x = torch.randn(2, channels[0], 6, 21 if title == STC else 7)
+    x = torch.randn(2, inputs, 6, 21 if title == STC else 7)
     leaves = [x.clone().requires_grad_() for _ in range(2)]
     expected, out = compute(leaves[0]), new(leaves[1])
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     grad = torch.randn_like(expected)
-    gradients = [torch.autograd.grad(y, leaf, grad)[0] for y, leaf in zip((expected, out), leaves, strict=True)]
-    assert gradients[0].any()
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4)
+    expected.backward(grad), out.backward(grad)
+    assert leaves[0].grad.any()
+    torch.testing.assert_close(leaves[1].grad, leaves[0].grad, rtol=1e-3, atol=1e-4)
+    # gradients have the form of the weights; the adjacency is no parameter of what is after
+    gradients = {name: parameter.grad for name, parameter in old.named_parameters() if not name.endswith("PA")}
+    wanted = dict(convert(old.state_dict() | gradients).named_parameters())
+    assert len(wanted) == len(gradients)
+    for name, parameter in new.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name].detach(), rtol=1e-3, atol=2e-4)
     theirs, ours = ([b for b in m.buffers() if b.dim() == 1] for m in (old, new))  # running statistics
     assert len(theirs) == len(ours) > 0
     for a, b in zip(theirs, ours, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_residual_is_not_left_as_it_was():
+    old, _, convert = pair(STGCN, 3, 8)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        convert({key: tensor for key, tensor in old.state_dict().items() if not key.startswith("residual")})
 
 
 def test_both_layouts_agree():
@@ -101,9 +126,10 @@ def test_a_checkpoint_of_a_whole_network(tmp_path, monkeypatch):
     torch.save({f"st_gcn_hand.{key}": tensor for key, tensor in state.items()}, tmp_path / "checkpoint.pt")
     monkeypatch.chdir(tmp_path)
     (code,) = SECTIONS["A checkpoint of STC or MASA"]
-    network = run(code)["network"]
+    found = run(code)
+    assert not found["features"].requires_grad
     x = torch.rand(2, 4, 21, 2)
-    torch.testing.assert_close(network(x), theirs(x).mT, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["network"](x), theirs(x).mT, rtol=1e-4, atol=1e-4)
 
 
 def test_own_skeletons():

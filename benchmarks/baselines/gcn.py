@@ -1,5 +1,9 @@
 """The skeleton GCN and the temporal blocks as the field writes them: channels first [N, C, T, V], 1x1 convolutions to
-P * Cout, an einsum with the dense adjacency, dropout masks from torch, part pooling by indexing and concatenation."""
+P * Cout, an einsum with the dense adjacency, dropout masks from torch, part pooling by indexing and concatenation.
+
+STC's authors fold the frames into the batch, [B T, C, 1, V]; with ``clips`` they stay, [B, C, T, V], as in ST-GCN's own
+code.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +61,9 @@ class Block(nn.Module):
 
 
 class PartGCN(nn.Module):
-    def __init__(self, graph: graphs.SkeletonGraph, config: STCConfig) -> None:
+    def __init__(self, graph: graphs.SkeletonGraph, config: STCConfig, clips: bool = False) -> None:
         super().__init__()
+        self.clips = clips
         adjacency, pooled = torch.tensor(graph.dense()), torch.tensor(graph.pooled.dense())
         self.data_bn = nn.BatchNorm1d(2 * graph.num_nodes, eps=config.input_eps)
         sizes = (2, *config.gcn_channels)
@@ -73,17 +78,21 @@ class PartGCN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, v, c = x.shape
+        if self.clips:
+            x = self.data_bn(x.permute(0, 2, 3, 1).reshape(b, v * c, t)).view(b, v, c, t)
+            return self.fc(self.vectors(x.permute(0, 2, 3, 1).contiguous()))
         x = self.data_bn(x.reshape(b * t, v * c)).view(b * t, v, c).permute(0, 2, 1).contiguous().unsqueeze(2)
         return self.fc(self.vectors(x).view(b, t, -1).permute(0, 2, 1).contiguous())
 
     def vectors(self, x: Tensor) -> Tensor:
-        """Frames [N, C, 1, V] to vectors [N, C']."""
+        """Frames [N, C, 1, V] to vectors [N, C'], clips [N, C, T, V] to [N, C', T]."""
         for block in self.blocks[:3]:
             x = block(x)
         x = torch.cat([F.max_pool2d(x[..., part], (1, len(part))) for part in self.parts], -1)
         for block in self.blocks[3:]:
             x = block(x)
-        return F.max_pool2d(x, (1, x.size(-1))).squeeze(-1).squeeze(-1)
+        x = F.max_pool2d(x, (1, x.size(-1))).squeeze(-1)
+        return x if self.clips else x.squeeze(-1)
 
 
 class TemporalBlock(nn.Module):

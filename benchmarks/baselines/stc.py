@@ -63,11 +63,11 @@ class Transformer(nn.Module):
 class FieldEncoder(nn.Module):
     """The encoder of one stream; :meth:`embed` gives (hand, trunk) embeddings."""
 
-    def __init__(self, config: STCConfig) -> None:
+    def __init__(self, config: STCConfig, clips: bool = False) -> None:
         super().__init__()
         dim = config.dim
         trunk = graphs.TRUNK7_LEGACY if config.legacy_trunk_graph else graphs.TRUNK7
-        self.hand_gcn, self.trunk_gcn = PartGCN(graphs.HAND21, config), PartGCN(trunk, config)
+        self.hand_gcn, self.trunk_gcn = PartGCN(graphs.HAND21, config, clips), PartGCN(trunk, config, clips)
         self.hand_tcn = nn.Sequential(TemporalBlock(dim), TemporalBlock(dim))
         self.trunk_tcn = nn.Sequential(TemporalBlock(dim), TemporalBlock(dim))
         self.hand_transformer = Transformer(2 * dim, config.hand_ffn, config)
@@ -98,15 +98,15 @@ class FieldEncoder(nn.Module):
 
 
 class FieldSTC(nn.Module):
-    """The training step in paper mode, for the same ``STCConfig`` as slrfast's."""
+    """The training step in paper mode, for the same ``STCConfig`` as slrfast's; ``clips`` as in :mod:`.gcn`."""
 
     STREAMS = ("joint", "motion")
     PARTS = ("hand", "trunk")
 
-    def __init__(self, config: STCConfig) -> None:
+    def __init__(self, config: STCConfig, clips: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.encoder_q = nn.ModuleDict({s: FieldEncoder(config) for s in self.STREAMS})
+        self.encoder_q = nn.ModuleDict({s: FieldEncoder(config, clips) for s in self.STREAMS})
         self.encoder_k = copy.deepcopy(self.encoder_q)
         for parameter in self.encoder_k.parameters():
             parameter.requires_grad = False

@@ -1,6 +1,7 @@
 """Every block of STC's graph networks in training mode, forward and backward, against ST-GCN's code.
 
-Timed with dropout as published; compared with float64 without it.
+Timed with dropout as published; compared with float64 without it, and without gradient in the few frames that have a
+ReLU so close to its kink that rounding may flip it.
 """
 
 from __future__ import annotations
@@ -9,15 +10,28 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.baselines import gcn
-from benchmarks.harness import Case, as_test, main, root_mean_square_error
-from benchmarks.ops._blocks import BF16, BLOCKS, FIELD_BF16, Block, channels_first, channels_last, clips, random
+from benchmarks.harness import GEMM, Case, as_test, main, root_mean_square_error
+from benchmarks.ops._blocks import (
+    BF16,
+    BLOCKS,
+    FIELD_BF16,
+    Block,
+    Call,
+    channels_first,
+    channels_last,
+    clips,
+    named,
+    random,
+    smooth,
+    training,
+    with_torch,
+)
 from slrfast.nn import GCNBlock
 
 OP, DROPOUT = "gcn_block", 0.05
-EXACTLY_ZERO = ("tcn.3.bias", "residual.0.bias")  # gradients of biases before a batch normalisation
 
 
 def networks(block: Block, device: str, dropout: float) -> tuple[GCNBlock, gcn.Block]:
@@ -29,62 +43,48 @@ def networks(block: Block, device: str, dropout: float) -> tuple[GCNBlock, gcn.B
     return ours.to(device), field.to(device)
 
 
-def timed(module: nn.Module, x: Tensor, grad: Tensor, autocast: bool = False) -> Callable[[], list[Tensor]]:
-    """A call that returns the module's value and its gradients for x and for its parameters, in their order."""
-    leaves = [x.detach().clone().requires_grad_(), *module.parameters()]
-
-    def run() -> list[Tensor]:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-            y = module(leaves[0])
-        return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))]
-
-    return run
-
-
-def named(module: nn.Module, call: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-    """The same results in one order and layout for both implementations."""
-
-    def run() -> list[Tensor]:
-        y, dx, *grads = call()
-        found = dict(zip((name for name, _ in module.named_parameters()), grads, strict=True))
-        if isinstance(module, GCNBlock):
-            found, views = gcn.renamed(found), (clips(y), clips(dx))
-        else:
-            views = channels_last(y), channels_last(dx)
-        return [*views, *(found[name] for name in sorted(found) if name not in EXACTLY_ZERO)]
-
-    return run
-
-
 def case(block: Block, device: str) -> Case:
     x = block.input(device)
-    grad = random((*x.shape[:2], block.outputs), device, 1)
-    field_x, field_grad = channels_first(x), channels_first(grad)
+    wide = networks(block, device, 0.0)[1].double()
+    field_x = channels_first(x)
+    keep = smooth(wide, field_x.double()).view(-1, 1, 1)
+    grad = random((*x.shape[:2], block.outputs), device, 1) * keep
+    field_grad = channels_first(grad)
 
-    def candidates(dropout: float, finish: Callable = lambda module, call: call) -> dict[str, Callable]:
+    def candidates(dropout: float, finish: Callable = lambda module, call: call) -> dict[str, Call]:
         ours, field = networks(block, device, dropout)
-        compiled = timed(torch.compile(field, dynamic=False), field_x, field_grad)
+
+        def our(name: str) -> Call:
+            return finish(ours, training(ours, x, grad, name, input_grad=True))
+
+        def fields(name: str, module: nn.Module = field) -> Call:
+            return finish(field, training(module, field_x, field_grad, name, input_grad=True))
+
         return {
-            "slrfast": finish(ours, timed(ours, x, grad)),
-            BF16: finish(ours, timed(ours, x, grad, autocast=True)),
-            "eager": finish(field, timed(field, field_x, field_grad)),
-            FIELD_BF16: finish(field, timed(field, field_x, field_grad, autocast=True)),
-            **({"torch.compile": finish(field, compiled)} if device == "cpu" else {}),
+            "slrfast": our(""),
+            GEMM: with_torch(our("")),
+            BF16: our(BF16),
+            "eager": fields(""),
+            FIELD_BF16: fields(FIELD_BF16),
+            **({"torch.compile": fields("", torch.compile(field, dynamic=False))} if device == "cpu" else {}),
         }
 
+    def shared(module: nn.Module, call: Call) -> Call:
+        ours = isinstance(module, GCNBlock)
+        return named(module, call, gcn.renamed if ours else dict, clips if ours else channels_last)
+
     torch.compiler.reset()
-    wide = networks(block, device, 0.0)[1].double()
     return Case(
         name=f"{block.name}, forward + backward",
         shapes={"x": x.shape, "out": grad.shape},
         candidates=candidates(DROPOUT),
-        checked=candidates(0.0, named),
-        truth=named(wide, timed(wide, field_x.double(), field_grad.double())),
+        checked=candidates(0.0, shared),
+        truth=shared(wide, training(wide, field_x.double(), field_grad.double(), input_grad=True)),
         error=root_mean_square_error,
         flops=3 * 2 * len(x) * block.products,
         bytes=2 * (x.nbytes + grad.nbytes) + 8 * sum(parameter.numel() for parameter in wide.parameters()),
-        tolerance=2e-3,
-        tolerances={"slrfast": 2e-3, FIELD_BF16: 0.2},
+        tolerances={FIELD_BF16: 0.2},
+        rounding=1e-6,  # sums over ten thousand rows
         held_to={BF16: FIELD_BF16},
         # its evidence on a GPU has to fit into minutes
         skipped={} if device == "cpu" else {"torch.compile": "on a GPU in hand_gcn"},

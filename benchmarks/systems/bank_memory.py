@@ -64,7 +64,7 @@ def cases(device: str) -> Iterator[Case]:
             truth=lambda q=query, k=positive, m=bank: truth(q, k, m),
             flops=4 * b * n * d,
             bytes=bank.nbytes + 3 * query.nbytes,
-            peak_bytes=lambda shape=(b, n, d): memory.peaks(MODULE, LOSSES, device, *shape),
+            memory=lambda shape=(b, n, d): memory.peaks(MODULE, LOSSES, device, *shape),
             device=device,
         )
 

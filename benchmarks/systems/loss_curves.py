@@ -1,8 +1,9 @@
 """Loss curves of 200 training steps of STC with slrfast's kernels and with the reference in plain torch.
 
 A small STC with dropout, from the same weights and on the same batches in every run; a seed draws views and dropout
-masks. Kernels and reference round differently, and training amplifies that as it amplifies any difference of 1e-7, but
-from the same seed they must stay closer than the reference does to itself from another seed.
+masks. Kernels and reference round differently, and training amplifies that as it amplifies any difference of 1e-7: from
+the same seed their losses may be three times as far apart as those of runs from weights that differ by 1e-7, over all
+steps and over the first ones, where a wrong kernel shows most; and they have to be closer than those of two seeds.
 
     python -m benchmarks.systems.loss_curves            # "make report" draws them into docs/loss_curves.png
 """
@@ -26,7 +27,8 @@ from benchmarks import harness
 from slrfast.data import PoseBatch, SyntheticSigns
 from slrfast.systems import STC, STCConfig
 
-NAME, STEPS, SEEDS = "loss_curves", 200, (1, 2, 3)
+NAME, STEPS, EARLY, SEEDS = "loss_curves", 200, 20, (1, 2, 3)
+AMPLIFIED = 3.0  # how much further apart kernels and reference may be than runs from weights that are 1e-7 apart
 MOVED = "slrfast, weights 1e-7 off"
 # backend (None: what runs by default), relative change of the first weights
 RUNS = {"slrfast": (None, 0.0), "reference": ("reference", 0.0), MOVED: (None, 1e-7)}
@@ -84,15 +86,20 @@ def compare(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float]
 
 
 def measured(steps: int = STEPS) -> dict:
-    """All runs, a core each, and their distances; WrongAnswer where slrfast is further away than another seed."""
+    """All runs, a core each, and their distances; WrongAnswer where slrfast is too far from the reference."""
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         runs = {name: [pool.submit(curve, *setting, seed, steps) for seed in SEEDS] for name, setting in RUNS.items()}
         curves = {name: [run.result() for run in own] for name, own in runs.items()}
+    early = compare({name: [losses[:EARLY] for losses in own] for name, own in curves.items()})
     found = compare(curves)
-    if not found["same_seed"] <= found["other_seed"]:
-        raise harness.WrongAnswer(f"slrfast's loss curves differ from the reference's by more than seeds do: {found}")
-    return {"seeds": list(SEEDS), "distance": found, "losses": curves}
+    for distances in (early, found):
+        same, moved, other = distances.values()
+        if not (same <= AMPLIFIED * moved and same < other):
+            raise harness.WrongAnswer(
+                f"slrfast's losses differ from the reference's by more than rounding: {distances}"
+            )
+    return {"seeds": list(SEEDS), "distance": found, "early_distance": early, "losses": curves}
 
 
 def record(folder: str | None = None) -> dict:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines.stc import FieldSTC
+from benchmarks.capture import captured
 from benchmarks.harness import Case, as_test, main
 from benchmarks.ops._banks import BF16, BF16_QUERIES, unit_rows
 from benchmarks.ops._gradients import with_gradients
@@ -27,7 +28,6 @@ from slrfast.systems.stc import Parts
 FORCED_ISA = os.environ.get("SLRFAST_CPU_ISA")
 OP = f"stc_loss_{FORCED_ISA}" if FORCED_ISA else "stc_loss"
 THREADS = {"cpu": (2, 1), "cuda": (None,)}
-GRAPH = "CUDA graph"
 # only the losses are run: the encoders are as small as they can be
 ENCODERS = {"gcn_channels": (4,) * 5, "dim": 8, "heads": 1, "layers": 1, "hand_ffn": 8, "trunk_ffn": 8}
 
@@ -71,25 +71,6 @@ def field_loss(system: FieldSTC, keys: Sequence[Tensor]) -> Callable[..., Tensor
     return loss
 
 
-def graphed(call: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-    """The same call captured in a CUDA graph; what it returns is overwritten by the next replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
-
-    def replay() -> list[Tensor]:
-        graph.replay()
-        return results
-
-    return replay
-
-
 def cases(device: str) -> Iterator[Case]:
     settings = config()
     b, n, d = settings.batch_size, settings.bank_size, settings.embedding
@@ -108,13 +89,10 @@ def cases(device: str) -> Iterator[Case]:
             "torch.compile": torch.compile(field_loss(field, keys), dynamic=False),
         }
         candidates = {name: with_gradients(function, *queries) for name, function in implementations.items()}
-        skipped = {}
+        skipped: dict[str, str] = {}
         if device == "cuda":
-            for name, call in list(candidates.items()):
-                try:
-                    candidates[f"{name}, {GRAPH}"] = graphed(call)
-                except RuntimeError as error:
-                    skipped[f"{name}, {GRAPH}"] = str(error).splitlines()[0]
+            graphs, skipped = captured(candidates)
+            candidates |= graphs
         yield Case(
             name=f"paper, {f'{threads} CPU threads, ' if threads else ''}forward + backward",
             shapes={"query": (4, b, d), "bank": (4, n, d), "k": (settings.neighbors,)},

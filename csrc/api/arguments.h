@@ -1,4 +1,4 @@
-// What the functions over memory banks share: checks of their arguments, packing of the batch, and running kernels.
+// What the functions share: checks of their arguments and running kernels; for those over memory banks, packing.
 #pragma once
 
 #include <atomic>

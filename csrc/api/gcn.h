@@ -12,7 +12,8 @@ namespace slr {
 // The edges of a skeleton, partition by partition, each on the side with fewer joints.
 class Graph {
  public:
-  // Empty, with memory() null, when there is none to be had.
+  // Empty when there is no memory to be had. Takes time in proportion to the edges and to the joints of partitions that
+  // have any.
   Graph(const int32_t* edges, const float* coefficients, int64_t count, int64_t nodes, int64_t partitions,
         bool at_target);
   const Skeleton& skeleton() const { return skeleton_; }
@@ -27,8 +28,10 @@ slr_status check_dtype(const char* op, int32_t dtype);
 slr_status check_edges(const char* op, const int32_t* edges, const float* coefficients, int64_t count, int64_t nodes,
                        int64_t partitions);
 slr_status check_groups(const char* op, int64_t rows, int64_t groups);
-// Both factors are >= 0 and their product, times room for its use as a buffer's rows, fits.
+// Both factors are >= 0 and their product fits.
 slr_status check_product(const char* op, int64_t a, int64_t b);
+// Channels in [0, 2^31): with at most 2^16 joints no size of a tile, of packed weights or of their sums overflows.
+slr_status check_channels(const char* op, std::initializer_list<int64_t> channels);
 slr_status check_parts(const char* op, int64_t rows, int64_t nodes, int64_t channels, const int32_t* members,
                        int64_t parts, int64_t most);
 
@@ -36,18 +39,13 @@ inline int64_t packed_bytes(int32_t dtype, int64_t k, int64_t n) {
   return rounded_up(k, 2) * wide(n) * compute_size(dtype);
 }
 
-// Channels of a panel.
-inline int64_t panel_of(Isa isa, int32_t dtype) {
-  const int64_t floats = isa == Isa::base ? 8 : isa == Isa::avx2 ? 16 : 32;
-  return dtype == SLR_F64 ? floats / 2 : floats;
-}
-
 // Packs `count` compact matrices; with `transposed`, from is [n, k].
 void pack_matrices(Isa isa, int32_t dtype, const void* from, int64_t count, int64_t k, int64_t n, bool transposed,
                    void* to, int32_t threads);
 
-// Frames (rows) of a tile of `bytes` per row: it fits the cache, and up to eight threads find work in a small batch.
-// The same for any number of threads, so that moments are too.
+// Frames (rows) of a tile of `bytes` per row: a multiple of kRowStep, and otherwise no more than kTileBytes hold, than
+// 256, and than an eighth of a group's rows, so that eight threads find work in a small batch. The same for any number
+// of threads, so that moments are too.
 int64_t tile_size(int64_t rows, int64_t bytes);
 
 // [wide(count)] of the compute type from `count` numbers, zero beyond them or where there are none.
@@ -63,8 +61,15 @@ void merge_moments(int32_t dtype, const void* partial, const Tiles& tiles, int64
 void merge_sums(int32_t dtype, const void* partial, const Tiles& tiles, int64_t first, int64_t count, int64_t each,
                 int64_t channels, void* sums);
 
-// body(begin, end, scratch, sums) over tiles, each thread with its own scratch and sums, which are added up, in the
-// order of the tiles, into those that then `finish` is given.
+// The sums of `used` workers, each `size` bytes from sums + i each on, added up in the order of the tiles that the
+// workers began at; zero without a worker.
+char* add_up(int32_t dtype, const int64_t* begins, int64_t used, char* sums, int64_t each, int64_t size);
+
+// Adds to sums [count] what their rounding lost, the [count] numbers behind them.
+void add_rest(int32_t dtype, void* sums, int64_t count);
+
+// body(begin, end, scratch, sums) over tiles, each thread with its own scratch and sums, which are added up and given
+// to `finish`.
 template <class Body, class Finish>
 slr_status for_tiles(const char* op, int32_t dtype, int64_t count, int32_t threads, int64_t scratch, int64_t sums,
                      const Body& body, const Finish& finish) {
@@ -79,7 +84,6 @@ slr_status for_tiles(const char* op, int32_t dtype, int64_t count, int32_t threa
     int64_t* begins;
     mutable std::atomic<int64_t> next{0};
   } context{body, memory.data(), own, each, sums, reinterpret_cast<int64_t*>(memory.data() + workers * each)};
-  for (int64_t i = 0; i < workers; ++i) context.begins[i] = -1;
   const auto call = [](const void* opaque, int64_t begin, int64_t end) {
     const auto* context = static_cast<const Context*>(opaque);
     const int64_t worker = context->next.fetch_add(1);
@@ -89,31 +93,7 @@ slr_status for_tiles(const char* op, int32_t dtype, int64_t count, int32_t threa
     context->body(begin, end, scratch, scratch + context->own);
   };
   parallel_for(count, 1, threads, call, &context, 1);
-  const int64_t used = context.next.load();
-  char* total = memory.data() + own;
-  if (used == 0) {
-    std::memset(total, 0, sums);
-  } else if (sums > 0) {
-    int64_t last = -1;  // where the worker that was added last began
-    char* first = nullptr;
-    for (int64_t k = 0; k < used; ++k) {
-      int64_t next = -1;
-      for (int64_t i = 0; i < used; ++i)
-        if (context.begins[i] > last && (next < 0 || context.begins[i] < context.begins[next])) next = i;
-      last = context.begins[next];
-      char* const some = memory.data() + next * each + own;
-      if (first == nullptr) {
-        first = some;
-      } else if (dtype == SLR_F64) {
-        for (int64_t i = 0; i < sums / 8; ++i)
-          reinterpret_cast<double*>(first)[i] += reinterpret_cast<double*>(some)[i];
-      } else {
-        for (int64_t i = 0; i < sums / 4; ++i) reinterpret_cast<float*>(first)[i] += reinterpret_cast<float*>(some)[i];
-      }
-    }
-    total = first;
-  }
-  finish(total);
+  finish(add_up(dtype, context.begins, context.next.load(), memory.data() + own, each, sums));
   return SLR_OK;
 }
 

@@ -25,6 +25,7 @@ slr_status slr_gcn_map_cpu(int32_t dtype, const void* x, int64_t rows, int64_t i
   if (const slr_status status = check_dtype(op, dtype)) return status;
   const int64_t size = size_of(dtype), compute = compute_size(dtype);
   if (const slr_status status = check_groups(op, rows, groups)) return status;
+  if (const slr_status status = check_channels(op, {inputs, outputs})) return status;
   if (const slr_status status = check_dropout(op, dropout, seed)) return status;
   if (const slr_status status = check_buffers(op, {{"x", x, rows, inputs, size},
                                                    {"norm", norm, 4 * groups, inputs, compute, true},
@@ -39,14 +40,14 @@ slr_status slr_gcn_map_cpu(int32_t dtype, const void* x, int64_t rows, int64_t i
   if (rows == 0 || outputs == 0) return SLR_OK;
   Tiles tiles{groups, rows / groups, 0};
   tiles.size = tile_size(tiles.rows, (wide(inputs) + wide(outputs)) * compute);
-  Map job = {dtype,   inputs,  outputs, tiles.size, tiles, x, norm, dropout_at(norm == nullptr ? 0 : dropout, seed, 0),
+  Map job = {dtype,   inputs,  outputs, tiles,  x, norm, dropout_at(norm == nullptr ? 0 : dropout, seed, 0),
              nullptr, nullptr, y,       nullptr};
   void *packed = nullptr, *widened = nullptr;
   const auto lay_out = [&](char* data) {
     Parts parts(data);
     job.weight = packed = parts.take<char>(packed_bytes(dtype, inputs, outputs));
     job.bias = widened = parts.take<char>(wide(outputs) * compute);
-    job.partial = parts.take<char>(tiles.count() * 2 * outputs * compute);
+    job.partial = parts.take<char>(count_of(tiles) * 2 * outputs * compute);
     return parts.size();
   };
   const Memory memory(lay_out(nullptr));
@@ -57,7 +58,7 @@ slr_status slr_gcn_map_cpu(int32_t dtype, const void* x, int64_t rows, int64_t i
   const auto kernel = SLR_SELECT_KERNEL(isa, gcn_map);
   const int64_t scratch = (tiles.size * (wide(outputs) + wide(inputs)) + 2 * wide(inputs)) * compute;
   return for_tiles(
-      op, dtype, tiles.count(), threads, scratch, 0,
+      op, dtype, count_of(tiles), threads, scratch, 0,
       [&](int64_t begin, int64_t end, char* own, void*) { kernel(job, begin, end, own); },
       [&](void*) { merge_moments(dtype, job.partial, tiles, 1, outputs, moments); });
 }
@@ -71,6 +72,7 @@ slr_status slr_gcn_map_grad_cpu(int32_t dtype, const void* grad, const void* y, 
   if (const slr_status status = check_dtype(op, dtype)) return status;
   const int64_t size = size_of(dtype), compute = compute_size(dtype);
   if (const slr_status status = check_groups(op, rows, groups)) return status;
+  if (const slr_status status = check_channels(op, {inputs, outputs})) return status;
   if (const slr_status status = check_dropout(op, dropout, seed)) return status;
   if (const slr_status status = check_buffers(op, {{"grad", grad, rows, outputs, size},
                                                    {"y", y, rows, outputs, size},
@@ -95,7 +97,6 @@ slr_status slr_gcn_map_grad_cpu(int32_t dtype, const void* grad, const void* y, 
   MapGrad job = {dtype,
                  inputs,
                  outputs,
-                 tiles.size,
                  tiles,
                  grad,
                  y,
@@ -111,7 +112,7 @@ slr_status slr_gcn_map_grad_cpu(int32_t dtype, const void* grad, const void* y, 
   const auto lay_out = [&](char* data) {
     Parts parts(data);
     job.weight = packed = parts.take<char>(packed_bytes(dtype, outputs, inputs));
-    partial = parts.take<char>(x_norm == nullptr ? 0 : tiles.count() * 2 * inputs * compute);
+    partial = parts.take<char>(x_norm == nullptr ? 0 : count_of(tiles) * 2 * inputs * compute);
     job.partial = x_norm == nullptr ? nullptr : partial;
     return parts.size();
   };
@@ -119,16 +120,18 @@ slr_status slr_gcn_map_grad_cpu(int32_t dtype, const void* grad, const void* y, 
   if (memory.data() == nullptr) return out_of_memory(op);
   lay_out(memory.data());
   pack_matrices(isa, dtype, weight, 1, outputs, inputs, false, packed, threads);
-  const int64_t scratch =
-      (tiles.size * (3 * wide(outputs) + 3 * wide(inputs)) + kWidest * (wide(outputs) + wide(inputs))) * compute;
+  // grad, x and its gradient; in pairs, half as large, both as columns and grad as rows too
+  const int64_t of_row = wide(outputs) + 2 * wide(inputs) + (paired(isa, dtype) ? wide(outputs) + wide(inputs) / 2 : 0);
+  const int64_t scratch = (tiles.size * of_row + kChain * wide(outputs) + 2 * wide(inputs)) * compute;
   const int64_t panel = panel_of(isa, dtype), matrix = (inputs + panel - 1) / panel * panel * wide(outputs) * compute;
   const auto kernel = SLR_SELECT_KERNEL(isa, gcn_map_grad);
   const auto unpack = SLR_SELECT_KERNEL(isa, unpack_weights);
   return for_tiles(
-      op, dtype, tiles.count(), threads, scratch, matrix + wide(outputs) * compute,
+      op, dtype, count_of(tiles), threads, scratch, matrix + 2 * wide(outputs) * compute,
       [&](int64_t begin, int64_t end, char* own, void* total) { kernel(job, begin, end, own, total); },
       [&](void* total) {
         unpack({dtype, total, outputs, inputs, inputs, 1, grad_weight}, 0, outputs);
+        add_rest(dtype, static_cast<char*>(total) + matrix, wide(outputs));
         std::memcpy(grad_bias, static_cast<char*>(total) + matrix, outputs * compute);
         if (x_norm != nullptr) merge_sums(dtype, partial, tiles, 0, 2, 2, inputs, x_sums);
       });
@@ -142,6 +145,7 @@ slr_status slr_gcn_output_cpu(int32_t dtype, const void* y, int64_t rows, int64_
   if (const slr_status status = check_dtype(op, dtype)) return status;
   const int64_t size = size_of(dtype), compute = compute_size(dtype);
   if (const slr_status status = check_groups(op, rows, groups)) return status;
+  if (const slr_status status = check_channels(op, {channels})) return status;
   if (const slr_status status = check_dropout(op, dropout, seed)) return status;
   if (const slr_status status =
           check_buffers(op, {{"y", y, rows, channels, size},
@@ -156,7 +160,8 @@ slr_status slr_gcn_output_cpu(int32_t dtype, const void* y, int64_t rows, int64_
   tiles.size = tile_size(tiles.rows, 4 * channels * compute);
   const Output job = {dtype, channels, tiles, y, norm, dropout_at(dropout, seed, 1), residual, residual_norm, out};
   const auto kernel = SLR_SELECT_KERNEL(isa, gcn_output);
-  return for_items(op, tiles.count(), threads, 0, [&](int64_t begin, int64_t end, void*) { kernel(job, begin, end); });
+  return for_items(op, count_of(tiles), threads, 0,
+                   [&](int64_t begin, int64_t end, void*) { kernel(job, begin, end); });
 }
 
 slr_status slr_gcn_output_grad_cpu(int32_t dtype, const void* grad, const void* y, int64_t rows, int64_t channels,
@@ -169,6 +174,7 @@ slr_status slr_gcn_output_grad_cpu(int32_t dtype, const void* grad, const void* 
   const int64_t size = size_of(dtype), compute = compute_size(dtype);
   const bool linear = residual_norm != nullptr;
   if (const slr_status status = check_groups(op, rows, groups)) return status;
+  if (const slr_status status = check_channels(op, {channels})) return status;
   if (const slr_status status = check_dropout(op, dropout, seed)) return status;
   if (const slr_status status =
           check_buffers(op, {{"grad", grad, rows, channels, size},
@@ -185,13 +191,13 @@ slr_status slr_gcn_output_grad_cpu(int32_t dtype, const void* grad, const void* 
   Tiles tiles{groups, rows / groups, 0};
   tiles.size = tile_size(tiles.rows, 4 * channels * compute);
   const int64_t each = linear ? 4 : 2;
-  const Memory partial(tiles.count() * each * channels * compute);
+  const Memory partial(count_of(tiles) * each * channels * compute);
   if (partial.data() == nullptr) return out_of_memory(op);
   const OutputGrad job = {dtype,    channels,      tiles,  grad,          y, norm, dropout_at(dropout, seed, 1),
                           residual, residual_norm, masked, partial.data()};
   const auto kernel = SLR_SELECT_KERNEL(isa, gcn_output_grad);
   const slr_status status =
-      for_items(op, tiles.count(), threads, 0, [&](int64_t begin, int64_t end, void*) { kernel(job, begin, end); });
+      for_items(op, count_of(tiles), threads, 0, [&](int64_t begin, int64_t end, void*) { kernel(job, begin, end); });
   if (status != SLR_OK) return status;
   merge_sums(dtype, partial.data(), tiles, 0, 2, each, channels, sums);
   if (linear) merge_sums(dtype, partial.data(), tiles, 2, 2, each, channels, residual_sums);

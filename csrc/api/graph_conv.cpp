@@ -15,14 +15,18 @@ void node_bias(const int32_t* edges, const float* coefficients, int64_t count, i
   }
 }
 
+// The gradient of the partitions' biases from that of the nodes', [V][wide(outputs)].
 template <class T>
-void partition_bias(const int32_t* edges, const float* coefficients, int64_t count, int64_t outputs, const void* sums,
-                    void* bias) {
-  for (int64_t e = 0; e < count; ++e) {
-    T* const to = static_cast<T*>(bias) + edges[3 * e] * outputs;
-    const T* const of_node = static_cast<const T*>(sums) + edges[3 * e + 2] * wide(outputs);
-    for (int64_t c = 0; c < outputs; ++c) to[c] += static_cast<T>(coefficients[e]) * of_node[c];
-  }
+void partition_bias(const Skeleton& skeleton, int64_t outputs, const void* sums, void* bias) {
+  for (int64_t p = 0; p < skeleton.partitions; ++p)
+    for (int64_t c = 0; c < outputs; ++c) {
+      double sum = 0;
+      for (int64_t e = 0; e < skeleton.partition[p].edge_count; ++e) {
+        const Edge& edge = skeleton.partition[p].edges[e];
+        sum += static_cast<double>(edge.coefficient) * static_cast<const T*>(sums)[edge.target * wide(outputs) + c];
+      }
+      static_cast<T*>(bias)[p * outputs + c] = static_cast<T>(sum);
+    }
 }
 
 }  // namespace
@@ -39,7 +43,7 @@ slr_status slr_graph_conv_cpu(int32_t dtype, const void* x, int64_t rows, int64_
   if (const slr_status status = check_edges(op, edges, coefficients, edge_count, nodes, partitions)) return status;
   if (const slr_status status = check_groups(op, rows, groups)) return status;
   if (const slr_status status = check_product(op, rows, nodes)) return status;
-  if (const slr_status status = check_product(op, partitions, inputs)) return status;
+  if (const slr_status status = check_channels(op, {inputs, outputs})) return status;
   if (const slr_status status = check_buffers(op, {{"x", x, rows * nodes, inputs, size},
                                                    {"weight", weight, partitions * inputs, outputs, compute},
                                                    {"bias", bias, partitions, outputs, compute, true},
@@ -53,14 +57,14 @@ slr_status slr_graph_conv_cpu(int32_t dtype, const void* x, int64_t rows, int64_
   const Graph graph(edges, coefficients, edge_count, nodes, partitions, inputs <= outputs);
   const int64_t row = nodes * (wide(inputs) + wide(outputs)) * compute;
   Tiles tiles{groups, rows / groups, 0};
-  const int64_t frames = tiles.size = tile_size(tiles.rows, row);
-  GraphConv job = {dtype, graph.skeleton(), inputs, outputs, frames, tiles, x, nullptr, nullptr, y, nullptr};
+  tiles.size = tile_size(tiles.rows, row);
+  GraphConv job = {dtype, graph.skeleton(), inputs, outputs, tiles, x, nullptr, nullptr, y, nullptr};
   void *packed = nullptr, *widened = nullptr, *partial = nullptr;
   const auto lay_out = [&](char* data) {
     Parts parts(data);
     job.weight = packed = parts.take<char>(partitions * packed_bytes(dtype, inputs, outputs));
     job.node_bias = widened = parts.take<char>(nodes * wide(outputs) * compute);
-    partial = parts.take<char>(moments == nullptr ? 0 : tiles.count() * 2 * outputs * compute);
+    partial = parts.take<char>(moments == nullptr ? 0 : count_of(tiles) * 2 * outputs * compute);
     job.partial = moments == nullptr ? nullptr : partial;
     return parts.size();
   };
@@ -71,9 +75,9 @@ slr_status slr_graph_conv_cpu(int32_t dtype, const void* x, int64_t rows, int64_
   std::memset(widened, 0, nodes * wide(outputs) * compute);
   (dtype == SLR_F64 ? node_bias<double> : node_bias<float>)(edges, coefficients, edge_count, outputs, bias, widened);
   const auto kernel = SLR_SELECT_KERNEL(isa, graph_conv);
-  const int64_t scratch = frames * nodes * (wide(outputs) + 2 * wide(inputs)) * compute;
+  const int64_t scratch = tiles.size * nodes * (wide(outputs) + 2 * wide(inputs)) * compute;
   return for_tiles(
-      op, dtype, tiles.count(), threads, scratch, 0,
+      op, dtype, count_of(tiles), threads, scratch, 0,
       [&](int64_t begin, int64_t end, char* own, void*) { kernel(job, begin, end, own); },
       [&](void*) {
         if (moments != nullptr) merge_moments(dtype, partial, tiles, nodes, outputs, moments);
@@ -92,7 +96,7 @@ slr_status slr_graph_conv_grad_cpu(int32_t dtype, const void* grad, const void* 
   if (const slr_status status = check_edges(op, edges, coefficients, edge_count, nodes, partitions)) return status;
   if (const slr_status status = check_groups(op, rows, groups)) return status;
   if (const slr_status status = check_product(op, rows, nodes)) return status;
-  if (const slr_status status = check_product(op, partitions, inputs)) return status;
+  if (const slr_status status = check_channels(op, {inputs, outputs})) return status;
   const bool plain = norm == nullptr;
   if (const slr_status status = check_buffers(op, {{"grad", grad, rows * nodes, outputs, size},
                                                    {"y", y, rows * nodes, outputs, size, plain},
@@ -113,30 +117,31 @@ slr_status slr_graph_conv_grad_cpu(int32_t dtype, const void* grad, const void* 
   const Graph graph(edges, coefficients, edge_count, nodes, partitions, inputs <= outputs);
   const int64_t row = nodes * (2 * wide(inputs) + 2 * wide(outputs)) * compute;
   Tiles tiles{groups, rows / groups, 0};
-  const int64_t frames = tiles.size = tile_size(tiles.rows, row);
+  tiles.size = tile_size(tiles.rows, row);
   const Memory packed(partitions * packed_bytes(dtype, outputs, inputs));
   if (packed.data() == nullptr || graph.empty()) return out_of_memory(op);
   pack_matrices(isa, dtype, weight, partitions, outputs, inputs, true, packed.data(), threads);
   const GraphConvGrad job = {
-      dtype, graph.skeleton(), inputs, outputs, frames, tiles, grad, y, {norm, sums, rows / groups * nodes},
+      dtype, graph.skeleton(), inputs, outputs, tiles, grad, y, {norm, sums, rows / groups * nodes},
       x,     packed.data(),    along,  grad_x};
-  const int64_t wider = std::max(wide(inputs), wide(outputs));
-  const int64_t scratch =
-      (frames * nodes * (4 * wide(inputs) + 4 * wide(outputs) + 2 * wider) + kWidest * wide(outputs)) * compute;
-  const int64_t of_weight = wide(outputs) * wide(inputs), of_weights = partitions * of_weight * compute;
+  // gradients of both sides, x, and sums over neighbours of either; in pairs, half as large, also as columns
+  const int64_t of_row =
+      (paired(isa, dtype) ? 2 : 1) * wide(outputs) + 2 * wide(inputs) + std::max(wide(inputs), wide(outputs));
+  const int64_t scratch = (tiles.size * nodes * of_row + kChain * wide(outputs)) * compute;
   const auto kernel = SLR_SELECT_KERNEL(isa, graph_conv_grad);
   const auto unpack = SLR_SELECT_KERNEL(isa, unpack_weights);
   const int64_t panel = panel_of(isa, dtype), matrix = (outputs + panel - 1) / panel * panel * wide(inputs) * compute;
   return for_tiles(
-      op, dtype, tiles.count(), threads, scratch, of_weights + nodes * wide(outputs) * compute,
+      op, dtype, count_of(tiles), threads, scratch, partitions * matrix + 2 * nodes * wide(outputs) * compute,
       [&](int64_t begin, int64_t end, char* own, void* total) { kernel(job, begin, end, own, total); },
       [&](void* total) {
         for (int64_t p = 0; p < partitions; ++p)
           unpack({dtype, static_cast<char*>(total) + p * matrix, inputs, outputs, outputs, 1,
                   static_cast<char*>(grad_weight) + p * inputs * outputs * compute},
                  0, inputs);
-        (dtype == SLR_F64 ? partition_bias<double>
-                          : partition_bias<float>)(edges, coefficients, edge_count, outputs,
-                                                   static_cast<char*>(total) + partitions * matrix, grad_bias);
+        char* const of_nodes = static_cast<char*>(total) + partitions * matrix;
+        add_rest(dtype, of_nodes, nodes * wide(outputs));
+        (dtype == SLR_F64 ? partition_bias<double> : partition_bias<float>)(graph.skeleton(), outputs, of_nodes,
+                                                                            grad_bias);
       });
 }

@@ -28,7 +28,7 @@ slr_status slr_part_gcn_cpu(int32_t dtype, const void* x, int64_t rows, int64_t 
     if (block.inputs != channels || block.outputs < 1 || (block.identity && block.inputs != block.outputs))
       return fail(SLR_INVALID_ARGUMENT, "%s: block %lld maps %lld to %lld channels, given %lld", op, (long long)i,
                   (long long)block.inputs, (long long)block.outputs, (long long)channels);
-    if (const slr_status status = check_product(op, partitions, block.inputs)) return status;
+    if (const slr_status status = check_channels(op, {block.inputs, block.outputs})) return status;
     if (const slr_status status =
             check_buffers(op, {{"weight", block.weight, partitions * block.inputs, block.outputs, compute},
                                {"node_bias", block.node_bias, joints, block.outputs, compute},
@@ -36,6 +36,8 @@ slr_status slr_part_gcn_cpu(int32_t dtype, const void* x, int64_t rows, int64_t 
                                {"bias", block.bias, block.outputs, 1, compute},
                                {"residual", block.residual, block.outputs, block.inputs, compute, true}}))
       return status;
+    if (block.identity && block.residual != nullptr)
+      return fail(SLR_INVALID_ARGUMENT, "%s: block %lld has a residual map besides identity", op, (long long)i);
     bytes += partitions * packed_bytes(dtype, block.inputs, block.outputs) +
              packed_bytes(dtype, block.outputs, block.outputs) + packed_bytes(dtype, block.inputs, block.outputs) +
              (joints + 1) * wide(block.outputs) * compute + 5 * 64;
@@ -49,8 +51,8 @@ slr_status slr_part_gcn_cpu(int32_t dtype, const void* x, int64_t rows, int64_t 
   if (rows == 0) return SLR_OK;
   const Graph graph(edges, coefficients, edge_count, nodes, partitions, true);
   const Graph pooled(pooled_edges, pooled_coefficients, pooled_edge_count, parts, partitions, true);
-  const int64_t frames = tile_size(rows, 2 * most_values * compute);
-  const int64_t room = frames * most_values;
+  const Tiles tiles{1, rows, tile_size(rows, 2 * most_values * compute)};
+  const int64_t room = tiles.size * most_values;
   const Memory memory(bytes + count * static_cast<int64_t>(sizeof(FoldedBlock)) + 64);
   if (memory.data() == nullptr || graph.empty() || pooled.empty()) return out_of_memory(op);
   Parts memory_parts(memory.data());
@@ -72,11 +74,9 @@ slr_status slr_part_gcn_cpu(int32_t dtype, const void* x, int64_t rows, int64_t 
     folded[i] = {
         k, n, block.identity != 0, weight, node_bias, map, bias, block.residual == nullptr ? nullptr : residual};
   }
-  const Tiles tiles{1, rows, frames};
-  const PartGcn job = {dtype,   folded, count,  joint_blocks, graph.skeleton(), pooled.skeleton(),
-                       members, most,   inputs, room,         frames,           tiles,
-                       x,       out};
+  const PartGcn job = {dtype, folded, count, joint_blocks, graph.skeleton(), pooled.skeleton(), members, most, inputs,
+                       room,  tiles,  x,     out};
   const auto kernel = SLR_SELECT_KERNEL(isa, part_gcn);
-  return for_items(op, tiles.count(), threads, 3 * room * compute + 64,
+  return for_items(op, count_of(tiles), threads, 3 * room * compute + 64,
                    [&](int64_t begin, int64_t end, void* own) { kernel(job, begin, end, static_cast<char*>(own)); });
 }

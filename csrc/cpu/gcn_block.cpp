@@ -47,7 +47,7 @@ void tiles_of_map(const Map& job, int64_t begin, int64_t end, char* scratch) {
   using E = typename K::Element;
   constexpr int width = Simd<T>::width;
   constexpr int64_t W = kPanel<T>;
-  const int64_t rows = job.width, out_panels = panels_of<T>(job.outputs);
+  const int64_t rows = job.tiles.size;
   T* const result = reinterpret_cast<T*>(scratch);
   T* const affine = result + rows * wide(job.outputs);
   E* const tile = reinterpret_cast<E*>(affine + 2 * wide(job.inputs));
@@ -56,9 +56,7 @@ void tiles_of_map(const Map& job, int64_t begin, int64_t end, char* scratch) {
     if (job.norm != nullptr) scale_and_shift(job.norm, range.group, job.inputs, affine);
     load_rows<T>(static_cast<const S*>(job.x) + range.first * job.inputs, range.first, range.valid, rows, job.inputs,
                  job.norm == nullptr ? nullptr : affine, job.dropout, tile);
-    const T* const bias = static_cast<const T*>(job.bias);
-    for (int64_t at = 0; at < out_panels * rows * W; at += width)
-      write(result + at, read(bias + at / (rows * W) * W + at % W));
+    fill_tile(job.bias, false, 1, rows * W, job.outputs, result);
     multiply_tile<K>(tile, rows, job.inputs, static_cast<const E*>(job.weight), job.outputs, result);
     S* const y = static_cast<S*>(job.y) + range.first * job.outputs;
     for (int64_t r = 0; r < range.valid; ++r)
@@ -87,7 +85,7 @@ void tiles_of_map_grad(const MapGrad& job, int64_t begin, int64_t end, char* scr
   using E = typename K::Element;
   constexpr int width = Simd<T>::width;
   constexpr int64_t W = kPanel<T>;
-  const int64_t rows = job.width, inputs = job.inputs, outputs = job.outputs;
+  const int64_t rows = job.tiles.size, inputs = job.inputs, outputs = job.outputs;
   const int64_t in_panels = panels_of<T>(inputs), out_panels = panels_of<T>(outputs);
   T* const grad = reinterpret_cast<T*>(scratch);
   T* const mapped = grad + rows * wide(outputs);  // x as the map saw it
@@ -105,7 +103,7 @@ void tiles_of_map_grad(const MapGrad& job, int64_t begin, int64_t end, char* scr
     x_columns = mapped;
   }
   T* const weight_sums = static_cast<T*>(total);
-  T* const bias_sums = weight_sums + in_panels * wide(outputs) * W;
+  T *const bias_sums = weight_sums + in_panels * wide(outputs) * W, *const bias_rest = bias_sums + wide(outputs);
   const Keep<T> keep(job.dropout), x_keep(job.x_dropout);
   for (int64_t t = begin; t < end; ++t) {
     const Range range = range_of(job.tiles, t);
@@ -121,9 +119,10 @@ void tiles_of_map_grad(const MapGrad& job, int64_t begin, int64_t end, char* scr
         if (job.dropout.probability > 0) value = keep(value, key, c);
         value = through(chain, outputs, c, value, load_some(y + at, some));
         write(grad + (c / W * rows + r) * W + c % W, value);
-        write(bias_sums + c, read(bias_sums + c) + value);
       }
     }
+    for (int64_t c = 0; c < outputs; c += width)
+      add_column(grad + c / W * rows * W + c % W, range.valid, bias_sums + c, bias_rest + c);
     const S* const x = static_cast<const S*>(job.x) + range.first * inputs;
     if (job.x_norm != nullptr) scale_and_shift(job.x_norm, range.group, inputs, affine);
     load_rows<T>(x, range.first, range.valid, rows, inputs, job.x_norm == nullptr ? nullptr : affine, job.x_dropout,
@@ -148,7 +147,7 @@ void tiles_of_map_grad(const MapGrad& job, int64_t begin, int64_t end, char* scr
         Value<T> value = read(result + at);
         if (job.x_norm != nullptr) {
           const Value<T> seen = read(mapped + at);
-          value = seen > T{0} ? value * x_keep.scale : Value<T>{};
+          value = seen <= T{0} ? Value<T>{} : value * x_keep.scale;
           const Value<T> unit =
               fused(load_some(x + r * inputs + c, some), load_some(norm + c, some), load_some(norm + inputs + c, some));
           store_some(partial + c, load_some(partial + c, some) + value, some);

@@ -10,26 +10,22 @@ void tiles_of(const GraphConv& job, int64_t begin, int64_t end, char* scratch) {
   using E = typename K::Element;
   constexpr int width = Simd<T>::width;
   constexpr int64_t W = kPanel<T>;
-  const int64_t nodes = job.skeleton.nodes, rows = nodes * job.frames, block = job.frames * W;
+  const int64_t nodes = job.skeleton.nodes, frames = job.tiles.size, rows = nodes * frames, block = frames * W;
   T* const result = reinterpret_cast<T*>(scratch);
   E* const tile = reinterpret_cast<E*>(result + rows * wide(job.outputs));
   E* const gathered = tile + rows * wide(job.inputs);
   for (int64_t t = begin; t < end; ++t) {
     const Range range = range_of(job.tiles, t);
-    load_frames<K>(static_cast<const S*>(job.x) + range.first * nodes * job.inputs, nodes, job.inputs, job.frames,
+    load_frames<K>(static_cast<const S*>(job.x) + range.first * nodes * job.inputs, nodes, job.inputs, frames,
                    range.valid, tile);
-    const T* const bias = static_cast<const T*>(job.node_bias);
-    for (int64_t j = 0; j < panels_of<T>(job.outputs); ++j)
-      for (int64_t v = 0; v < nodes; ++v)
-        for (int64_t at = 0; at < block; at += width)
-          write(result + (j * nodes + v) * block + at, read(bias + v * wide(job.outputs) + j * W + at % W));
-    convolve<K>(job.skeleton, tile, job.frames, job.inputs, job.outputs, static_cast<const E*>(job.weight), gathered,
+    fill_tile(job.node_bias, true, nodes, block, job.outputs, result);
+    convolve<K>(job.skeleton, tile, frames, job.inputs, job.outputs, static_cast<const E*>(job.weight), gathered,
                 result);
     S* const y = static_cast<S*>(job.y) + range.first * nodes * job.outputs;
     for (int64_t f = 0; f < range.valid; ++f)
       for (int64_t v = 0; v < nodes; ++v)
         for (int64_t c = 0; c < job.outputs; c += width) {
-          T* const at = result + ((c / W * nodes + v) * job.frames + f) * W + c % W;
+          T* const at = result + ((c / W * nodes + v) * frames + f) * W + c % W;
           write(at, as_stored<S>(read(at)));  // statistics are those of the stored values
           store_some(y + (f * nodes + v) * job.outputs + c, read(at), job.outputs - c);
         }
@@ -53,20 +49,20 @@ template <class K, class S>
 void load_gradient(const GraphConvGrad& job, const Range& range, typename K::Compute* chain,
                    typename K::Compute* tile) {
   using T = typename K::Compute;
-  const int64_t nodes = job.skeleton.nodes, first = range.first * nodes * job.outputs;
+  const int64_t nodes = job.skeleton.nodes, frames = job.tiles.size, first = range.first * nodes * job.outputs;
   if (job.norm.norm == nullptr)
-    return load_frames<Plain<T>>(static_cast<const S*>(job.grad) + first, nodes, job.outputs, job.frames, range.valid,
+    return load_frames<Plain<T>>(static_cast<const S*>(job.grad) + first, nodes, job.outputs, frames, range.valid,
                                  tile);
   constexpr int width = Simd<T>::width;
   constexpr int64_t W = kPanel<T>;
   const S *grad = static_cast<const S*>(job.grad) + first, *y = static_cast<const S*>(job.y) + first;
   prepare(job.norm, range.group, job.tiles.groups, job.outputs, chain);
-  std::memset(tile, 0, panels_of<T>(job.outputs) * nodes * job.frames * W * sizeof(T));
+  std::memset(tile, 0, panels_of<T>(job.outputs) * nodes * frames * W * sizeof(T));
   for (int64_t f = 0; f < range.valid; ++f)
     for (int64_t v = 0; v < nodes; ++v, grad += job.outputs, y += job.outputs)
       for (int64_t c = 0; c < job.outputs; c += width) {
         const int64_t some = job.outputs - c;
-        write(tile + ((c / W * nodes + v) * job.frames + f) * W + c % W,
+        write(tile + ((c / W * nodes + v) * frames + f) * W + c % W,
               through(chain, job.outputs, c, load_some(grad + c, some), load_some(y + c, some)));
       }
 }
@@ -78,7 +74,7 @@ void tiles_of_grad(const GraphConvGrad& job, int64_t begin, int64_t end, char* s
   constexpr int width = Simd<T>::width;
   constexpr int64_t W = kPanel<T>;
   const Skeleton& skeleton = job.skeleton;
-  const int64_t nodes = skeleton.nodes, frames = job.frames, rows = nodes * frames, block = frames * W;
+  const int64_t nodes = skeleton.nodes, frames = job.tiles.size, rows = nodes * frames, block = frames * W;
   const int64_t in_panels = panels_of<T>(job.inputs), out_panels = panels_of<T>(job.outputs);
   const int64_t even = rounded_up(job.outputs, 2) * W;
   T* const grad = reinterpret_cast<T*>(scratch);      // of the result
@@ -99,6 +95,7 @@ void tiles_of_grad(const GraphConvGrad& job, int64_t begin, int64_t end, char* s
   }
   T* const weight_sums = static_cast<T*>(total);
   T* const bias_sums = weight_sums + skeleton.partitions * out_panels * wide(job.inputs) * W;
+  T* const bias_rest = bias_sums + nodes * wide(job.outputs);
   for (int64_t t = begin; t < end; ++t) {
     const Range range = range_of(job.tiles, t);
     const int64_t first = range.first * nodes * job.inputs;
@@ -114,11 +111,9 @@ void tiles_of_grad(const GraphConvGrad& job, int64_t begin, int64_t end, char* s
       weave<K>(tile, rows * in_panels, tile_columns);
     }
     for (int64_t v = 0; v < nodes; ++v)
-      for (int64_t c = 0; c < out_panels * W; c += width) {
-        Value<T> sum = read(bias_sums + v * wide(job.outputs) + c);
-        for (int64_t f = 0; f < frames; ++f) sum += read(grad + ((c / W * nodes + v) * frames + f) * W + c % W);
-        write(bias_sums + v * wide(job.outputs) + c, sum);
-      }
+      for (int64_t c = 0; c < out_panels * W; c += width)
+        add_column(grad + (c / W * nodes + v) * block + c % W, frames, bias_sums + v * wide(job.outputs) + c,
+                   bias_rest + v * wide(job.outputs) + c);
     const E* weight = static_cast<const E*>(job.weight);
     T* sums_of = weight_sums;
     for (int64_t p = 0; p < skeleton.partitions; ++p) {

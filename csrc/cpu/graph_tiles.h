@@ -38,8 +38,7 @@ inline void gather(const Partition& partition, const From* tile, int64_t nodes, 
       };
       for (end = e; end < partition.edge_count && side(end) == partition.nodes[i];) ++end;
       for (int64_t at = 0; at < block; at += width) {
-        auto sum = load(tile) - load(tile);
-        sum = decltype(sum){};
+        typename Lanes<From>::Value sum = {};
         for (int64_t k = e; k < end; ++k) {
           const Edge& edge = partition.edges[k];
           const auto value = load(tile + (partition.at_target ? edge.source : edge.target) * block + at);

@@ -33,6 +33,12 @@ struct Pairs {
 template <class T>
 constexpr int kPanel = 2 * Simd<T>::width;  // W
 
+static_assert(kPanel<float> == panel_of(Isa::SLR_ISA, SLR_F32) && kPanel<double> == panel_of(Isa::SLR_ISA, SLR_F64),
+              "weights are packed in panels of what the kernels read");
+static_assert(kWidest % kPanel<float> == 0 && kWidest % kPanel<double> == 0 && kWidest % kSome == 0,
+              "rooms of wide(channels) hold whole panels");
+static_assert(kRowStep % kSome == 0, "tiles hold whole steps of rows");
+
 template <class T>
 inline int64_t panels_of(int64_t channels) {
   return (channels + kPanel<T> - 1) / kPanel<T>;
@@ -256,6 +262,29 @@ inline Value<ComputeOf<S>> as_stored(Value<ComputeOf<S>> value) {
   return Lanes<S>::decode(Lanes<S>::encode(value));
 }
 
+// result [panels of channels][joints][frames][W] = a bias [joints or 1][wide(channels)] in every frame; block: frames
+// W.
+template <class T>
+inline void fill_tile(const void* bias, bool of_joint, int64_t joints, int64_t block, int64_t channels, T* result) {
+  constexpr int64_t W = kPanel<T>;
+  for (int64_t j = 0; j < panels_of<T>(channels); ++j)
+    for (int64_t v = 0; v < joints; ++v, result += block) {
+      const T* const from = static_cast<const T*>(bias) + (of_joint ? v * wide(channels) : 0) + j * W;
+      for (int64_t at = 0; at < block; at += Simd<T>::width) write(result + at, read(from + at % W));
+    }
+}
+
+// total += the sum of a tile's column of so many rows, and rest += what that rounds off (Knuth), so that the number of
+// tiles does not matter.
+template <class T>
+inline void add_column(const T* column, int64_t rows, T* total, T* rest) {
+  Value<T> sum = {};
+  for (int64_t i = 0; i < rows; ++i) sum += read(column + i * kPanel<T>);
+  const Value<T> before = read(total), after = before + sum, added = after - before;
+  write(total, after);
+  write(rest, read(rest) + ((before - (after - added)) + (sum - added)));
+}
+
 // Numbers as the elements of an operand.
 template <class K>
 inline void as_rows(const typename K::Compute* from, int64_t count, typename K::Element* to) {
@@ -293,14 +322,12 @@ struct Range {  // of the rows of a tile
 };
 
 inline Range range_of(const Tiles& tiles, int64_t tile) {
-  const int64_t group = tile / tiles.each(), first = tile % tiles.each() * tiles.size;
+  const int64_t each = tiles_of_group(tiles), group = tile / each, first = tile % each * tiles.size;
   return {group, group * tiles.rows + first, least(tiles.size, tiles.rows - first)};
 }
 
 // A normalisation of one group, made ready: [kChain][wide(C)] 1 / deviation, -mean / deviation, gamma / deviation, mean
 // of the gradient and of the gradient times the normalised value.
-constexpr int64_t kChain = 5;
-
 template <class T>
 inline void prepare(const Norm& norm, int64_t group, int64_t groups, int64_t channels, T* chain) {
   constexpr int width = Simd<T>::width;
@@ -329,12 +356,6 @@ inline Value<T> through(const T* chain, int64_t channels, int64_t c, Value<T> gr
 
 // ---- dropout (slrfast/reference/dropout.py)
 
-inline uint32_t mixed(uint32_t x) {
-  x = (x ^ (x >> 16)) * 0x7feb352du;
-  x = (x ^ (x >> 15)) * 0x846ca68bu;
-  return x ^ (x >> 16);
-}
-
 inline uint32_t row_key(uint32_t base, int64_t row) {
   return mixed(mixed(base + static_cast<uint32_t>(row)) + static_cast<uint32_t>(row >> 32));
 }
@@ -348,7 +369,7 @@ struct Keep {
     border = border_of >= 4294967295.0 ? 0xffffffffu : static_cast<uint32_t>(border_of);
     scale = dropout.probability < 1 ? static_cast<T>(1 / (1 - dropout.probability)) : T{0};
   }
-  // value * scale where the element is kept, else 0; channels channel, channel + 1, ...
+  // value * (scale where the element is kept, else 0), NaN for NaN; channels channel, channel + 1, ...
   Value<T> operator()(Value<T> value, uint32_t key, int64_t channel) const {
     constexpr int width = Simd<T>::width;
     using Words = Vector<uint32_t, width>;
@@ -360,9 +381,9 @@ struct Keep {
     x = x ^ (x >> 16);
     const auto kept = x >= border;  // all bits or none, of 32-bit lanes
     if constexpr (sizeof(T) == 4) {
-      return bit_cast<Value<T>>(bit_cast<Mask<T>>(kept) & bit_cast<Mask<T>>(value * scale));
+      return value * bit_cast<Value<T>>(bit_cast<Mask<T>>(kept) & bit_cast<Mask<T>>(fill(scale)));
     } else {
-      return bit_cast<Value<T>>(__builtin_convertvector(kept, Mask<T>) & bit_cast<Mask<T>>(value * scale));
+      return value * bit_cast<Value<T>>(__builtin_convertvector(kept, Mask<T>) & bit_cast<Mask<T>>(fill(scale)));
     }
   }
 };

@@ -4,17 +4,6 @@ namespace slr {
 namespace SLR_ISA {
 namespace {
 
-// result = a bias [nodes or 1][wide(channels)] in every frame of a tile.
-template <class T>
-void spread(const void* bias, int64_t nodes, int64_t block, int64_t channels, bool of_node, T* result) {
-  constexpr int64_t W = kPanel<T>;
-  for (int64_t j = 0; j < panels_of<T>(channels); ++j)
-    for (int64_t v = 0; v < nodes; ++v, result += block) {
-      const T* const from = static_cast<const T*>(bias) + (of_node ? v * wide(channels) : 0) + j * W;
-      for (int64_t at = 0; at < block; at += Simd<T>::width) write(result + at, read(from + at % W));
-    }
-}
-
 template <class K>
 void rectify(const typename K::Compute* from, int64_t count, typename K::Element* to) {
   using T = typename K::Compute;
@@ -32,16 +21,16 @@ void tiles_of(const PartGcn& job, int64_t begin, int64_t end, char* scratch) {
   using E = typename K::Element;
   constexpr int width = Simd<T>::width;
   constexpr int64_t W = kPanel<T>;
-  const int64_t room = job.widest, block = job.frames * W;  // elements of a tile
+  const int64_t room = job.room, frames = job.tiles.size, block = frames * W;
   T* const result = reinterpret_cast<T*>(scratch);
   E* const first = reinterpret_cast<E*>(result + room);
   E* const second = first + room;
   for (int64_t t = begin; t < end; ++t) {
-    const Range range{0, t * job.tiles.size, least(job.tiles.size, job.tiles.rows - t * job.tiles.size)};
+    const Range range = range_of(job.tiles, t);
     E *tile = first, *other = second;
     const Skeleton* skeleton = &job.skeleton;
     load_frames<K>(static_cast<const S*>(job.x) + range.first * skeleton->nodes * job.inputs, skeleton->nodes,
-                   job.inputs, job.frames, range.valid, tile);
+                   job.inputs, frames, range.valid, tile);
     for (int64_t i = 0; i < job.count; ++i) {
       const FoldedBlock& layer = job.blocks[i];
       const int64_t in_panels = panels_of<T>(layer.inputs), out_panels = panels_of<T>(layer.outputs);
@@ -50,10 +39,10 @@ void tiles_of(const PartGcn& job, int64_t begin, int64_t end, char* scratch) {
         for (int64_t j = 0; j < in_panels; ++j)
           for (int64_t p = 0; p < job.pooled.nodes; ++p, to += block)
             for (int64_t at = 0; at < block; at += width) {
-              const int32_t* const members = job.members + p * job.most_members;
+              const int32_t* const members = job.members + p * job.most;
               const E* const from = tile + j * skeleton->nodes * block + at;
               Value<T> best = load(from + members[0] * block);
-              for (int64_t m = 1; m < job.most_members; ++m) best = upper(best, load(from + members[m] * block));
+              for (int64_t m = 1; m < job.most; ++m) best = upper(best, load(from + members[m] * block));
               store(to + at, best);
             }
         E* const swap = tile;
@@ -61,12 +50,12 @@ void tiles_of(const PartGcn& job, int64_t begin, int64_t end, char* scratch) {
         other = swap;
         skeleton = &job.pooled;
       }
-      const int64_t nodes = skeleton->nodes, rows = nodes * job.frames;
-      spread(layer.node_bias, nodes, block, layer.outputs, true, result);
-      convolve<K>(*skeleton, tile, job.frames, layer.inputs, layer.outputs, static_cast<const E*>(layer.weight), other,
+      const int64_t nodes = skeleton->nodes, rows = nodes * frames;
+      fill_tile(layer.node_bias, true, nodes, block, layer.outputs, result);
+      convolve<K>(*skeleton, tile, frames, layer.inputs, layer.outputs, static_cast<const E*>(layer.weight), other,
                   result);
       rectify<K>(result, rows * out_panels * W, other);
-      spread(layer.bias, nodes, block, layer.outputs, false, result);
+      fill_tile(layer.bias, false, nodes, block, layer.outputs, result);
       if (layer.identity)
         for (int64_t at = 0; at < rows * out_panels * W; at += width)
           write(result + at, read(result + at) + load(tile + at));

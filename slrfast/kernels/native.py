@@ -196,10 +196,12 @@ def _sizes(rows: Tensor, bank: Tensor) -> tuple[int, int, int]:
     return rows.shape[0], bank.shape[0], bank.shape[1]
 
 
+# ---- the graph network. A raw call of an op may come with any shapes: addresses are taken with type and shape.
+
+
 def graph_conv(x: Tensor, weight: Tensor, bias: Tensor | None, edges: Tensor, coefficients: Tensor) -> Tensor:
     """Run the CPU kernel of ``slrfast::graph_conv``."""
-    x = x.contiguous()
-    return _graph_conv(x, weight, bias, edges, coefficients, 1, None)
+    return _graph_conv(x.contiguous(), weight, bias, edges, coefficients, 1, None)
 
 
 def graph_conv_grad(
@@ -225,15 +227,16 @@ def gcn_block(
     weight, bias, *_ = parameters
     x, threads = x.contiguous(), torch.get_num_threads()
     outputs, rows = weight.shape[2], x.shape[0] * x.shape[1]
-    wide = _wide(x)
+    shape, wide, drop = (*x.shape[:2], outputs), _wide(x), _at(seed, torch.int64)
     stats = x.new_empty((2 + (parameters[8] is not None), 2, groups, outputs), dtype=wide)
 
     def linear(x: Tensor, norm: Tensor | None, first: int, moments: Tensor) -> Tensor:
-        y = x.new_empty((*x.shape[:2], outputs))
+        y = x.new_empty(shape)
         mapping, shift = (parameters[i].to(wide).contiguous() for i in (first, first + 1))
         LIBRARY.gcn_map_cpu(
-            _DTYPES[x.dtype], x.data_ptr(), rows, x.shape[2], outputs, groups, _address(norm), dropout,
-            seed.data_ptr(), mapping.data_ptr(), shift.data_ptr(), y.data_ptr(), moments.data_ptr(), threads,
+            _DTYPES[x.dtype], x.data_ptr(), rows, x.shape[2], outputs, groups, _address(norm), dropout, drop,
+            _at(mapping, wide, outputs, x.shape[2]), _at(shift, wide, outputs), y.data_ptr(), moments.data_ptr(),
+            threads,
         )  # fmt: skip
         return y
 
@@ -245,8 +248,8 @@ def gcn_block(
         residual_norm = _norm(stats[2], parameters[10:12], eps)
     out = torch.empty_like(mapped)
     LIBRARY.gcn_output_cpu(
-        _DTYPES[x.dtype], mapped.data_ptr(), rows, outputs, groups, norm.data_ptr(), dropout, seed.data_ptr(),
-        residual.data_ptr(), _address(residual_norm), out.data_ptr(), threads,
+        _DTYPES[x.dtype], mapped.data_ptr(), rows, outputs, groups, norm.data_ptr(), dropout, drop,
+        _at(residual, x.dtype, *shape) if residual.numel() else 0, _address(residual_norm), out.data_ptr(), threads,
     )  # fmt: skip
     return out, spatial, mapped, x.new_empty(0) if identity else residual, stats
 
@@ -267,35 +270,44 @@ def gcn_block_grad(
     residual: Tensor,
     stats: Tensor,
 ) -> list[Tensor]:
-    """Run the CPU kernels of ``slrfast::gcn_block_grad``: the forward pass's, the other way round."""
+    """Run the CPU kernels of ``slrfast::gcn_block_grad``: the forward pass's, the other way round.
+
+    Beyond its result it holds one gradient of the block's size, and one more with a residual map.
+    """
     x, grad, threads = x.contiguous(), grad.to(x.dtype).contiguous(), torch.get_num_threads()
     spatial, mapped, residual, stats = (t.contiguous() for t in (spatial, mapped, residual, stats))
     outputs, rows, wide = parameters[0].shape[2], x.shape[0] * x.shape[1], _wide(x)
+    shape, linear, drop = (*x.shape[:2], outputs), parameters[8] is not None, _at(seed, torch.int64)
+    _at(stats, wide, 2 + linear, 2, groups, outputs)
     norms = [_norm(moments, parameters[i : i + 2], eps) for moments, i in zip(stats, (2, 6, 10), strict=False)]
-    linear = parameters[8] is not None
     sums = torch.empty_like(stats)
     masked = torch.empty_like(mapped)
+    added = x if identity else residual
     LIBRARY.gcn_output_grad_cpu(
-        _DTYPES[x.dtype], grad.data_ptr(), mapped.data_ptr(), rows, outputs, groups, norms[1].data_ptr(), dropout,
-        seed.data_ptr(), (x if identity else residual).data_ptr(), _address(norms[2] if linear else None),
-        masked.data_ptr(), sums[1].data_ptr(), _address(sums[2] if linear else None), threads,
+        _DTYPES[x.dtype], _at(grad, x.dtype, *shape), _at(mapped, x.dtype, *shape), rows, outputs, groups,
+        norms[1].data_ptr(), dropout, drop, _at(added, x.dtype, *shape) if identity or linear else 0,
+        _address(norms[2] if linear else None), masked.data_ptr(), sums[1].data_ptr(),
+        _address(sums[2] if linear else None), threads,
     )  # fmt: skip
 
-    def linear_grad(y: Tensor, i: int, x: Tensor, norm: Tensor | None, dropout: float, x_sums: Tensor | None):
+    def linear_grad(masked: Tensor, y: Tensor, i: int, x: Tensor, norm: Tensor | None, dropout: float):
         mapping = parameters[4 * i].to(wide).contiguous()
         grad_x, grad_map = torch.empty_like(x), torch.empty_like(mapping)
         grad_bias = mapping.new_empty(outputs)
         LIBRARY.gcn_map_grad_cpu(
-            _DTYPES[x.dtype], masked.data_ptr(), y.data_ptr(), rows, x.shape[2], outputs, groups, norms[i].data_ptr(),
-            sums[i].data_ptr(), dropout, seed.data_ptr(), x.data_ptr(), _address(norm), mapping.data_ptr(),
-            grad_x.data_ptr(), _address(x_sums), grad_map.data_ptr(), grad_bias.data_ptr(), threads,
+            _DTYPES[x.dtype], masked.data_ptr(), _at(y, x.dtype, *shape), rows, x.shape[2], outputs, groups,
+            norms[i].data_ptr(), sums[i].data_ptr(), dropout, drop, x.data_ptr(), _address(norm),
+            _at(mapping, wide, outputs, x.shape[2]), grad_x.data_ptr(), _address(None if norm is None else sums[0]),
+            grad_map.data_ptr(), grad_bias.data_ptr(), threads,
         )  # fmt: skip
         return grad_x, [grad_map, grad_bias, sums[i][1].sum(0), sums[i][0].sum(0)]
 
-    grad_spatial, mapped_grads = linear_grad(mapped, 1, spatial, norms[0], dropout, sums[0])
     along, residual_grads = masked if identity else None, [x.new_empty(0) for _ in range(4)]
     if linear:
-        along, residual_grads = linear_grad(residual, 2, x, None, 0.0, None)
+        along, residual_grads = linear_grad(masked, residual, 2, x, None, 0.0)
+    _at(spatial, x.dtype, *shape)
+    grad_spatial, mapped_grads = linear_grad(masked, mapped, 1, spatial, norms[0], dropout)
+    del masked
     grad_x, *conv_grads = _graph_conv_grad(
         grad_spatial, spatial, norms[0], sums[0], groups, x, parameters[0], edges, coefficients, along
     )
@@ -316,40 +328,49 @@ def part_gcn(
 ) -> Tensor:
     """Run the CPU kernel of ``slrfast::part_gcn``."""
     x, wide = x.contiguous(), _wide(x)
+    constants = edges, coefficients, members, pooled_edges, pooled_coefficients
+    edges, coefficients, members, pooled_edges, pooled_coefficients = (t.contiguous() for t in constants)
     tensors: list[Any] = [None if p is None else p.to(wide).contiguous() for p in parameters]
-    layers = []
+    partitions, layers = tensors[0].shape[0], []
     for i, same in enumerate(identity):
-        weight, *others = tensors[5 * i : 5 * i + 5]
-        layers += [*weight.shape[1:], same, weight.data_ptr(), *map(_address, others)]
+        weight, node_bias, mapping, bias, residual = tensors[5 * i : 5 * i + 5]
+        nodes, (inputs, outputs) = x.shape[1] if i < joint_blocks else len(members), weight.shape[1:]
+        layers += [
+            inputs, outputs, same, _at(weight, wide, partitions, inputs, outputs),
+            _at(node_bias, wide, nodes, outputs), _at(mapping, wide, outputs, outputs), _at(bias, wide, outputs),
+            0 if residual is None else _at(residual, wide, outputs, inputs),
+        ]  # fmt: skip
     blocks = torch.tensor(layers, dtype=torch.int64)
     out = x.new_empty((len(x), tensors[-5].shape[2]))
     LIBRARY.part_gcn_cpu(
-        _DTYPES[x.dtype], x.data_ptr(), *x.shape, tensors[0].shape[0], blocks.data_ptr(), len(identity), joint_blocks,
-        *_edges(edges, coefficients), members.data_ptr(), *members.shape, *_edges(pooled_edges, pooled_coefficients),
-        out.data_ptr(), torch.get_num_threads(),
+        _DTYPES[x.dtype], x.data_ptr(), *x.shape, partitions, blocks.data_ptr(), len(identity), joint_blocks,
+        *_edges(edges, coefficients), _at(members, torch.int32, *members.shape), *members.shape,
+        *_edges(pooled_edges, pooled_coefficients), out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
 def part_max(x: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """Run the CPU kernel of ``slrfast::part_max``."""
-    x = x.contiguous()
+    x, members = x.contiguous(), members.contiguous()
     pooled = x.new_empty((x.shape[0], members.shape[0], x.shape[2]))
     chosen = torch.empty(pooled.shape, dtype=torch.uint8)
     LIBRARY.part_max_cpu(
-        _DTYPES[x.dtype], x.data_ptr(), *x.shape, members.data_ptr(), *members.shape, pooled.data_ptr(),
-        chosen.data_ptr(), torch.get_num_threads(),
+        _DTYPES[x.dtype], x.data_ptr(), *x.shape, _at(members, torch.int32, *members.shape), *members.shape,
+        pooled.data_ptr(), chosen.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return pooled, chosen
 
 
 def part_max_grad(grad: Tensor, chosen: Tensor, members: Tensor, nodes: int) -> Tensor:
     """Run the CPU kernel of ``slrfast::part_max_grad``."""
-    grad, chosen = grad.contiguous(), chosen.contiguous()
-    grad_x = grad.new_empty((grad.shape[0], nodes, grad.shape[2]))
+    grad, chosen, members = grad.contiguous(), chosen.contiguous(), members.contiguous()
+    rows, _, channels = grad.shape
+    shape = rows, len(members), channels
+    grad_x = grad.new_empty((rows, nodes, channels))
     LIBRARY.part_max_grad_cpu(
-        _DTYPES[grad.dtype], grad.data_ptr(), chosen.data_ptr(), *grad_x.shape, members.data_ptr(), *members.shape,
-        grad_x.data_ptr(), torch.get_num_threads(),
+        _DTYPES[grad.dtype], _at(grad, grad.dtype, *shape), _at(chosen, torch.uint8, *shape), *grad_x.shape,
+        _at(members, torch.int32, *members.shape), *members.shape, grad_x.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return grad_x
 
@@ -358,12 +379,16 @@ def _graph_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, edges: Tensor, coefficients: Tensor, groups: int,
     moments: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    weight = weight.to(_wide(x)).contiguous()
-    bias = None if bias is None else bias.to(_wide(x)).contiguous()
-    y = x.new_empty((*x.shape[:2], weight.shape[2]))
+    wide, (partitions, _, outputs) = _wide(x), weight.shape
+    edges, coefficients = edges.contiguous(), coefficients.contiguous()
+    weight = weight.to(wide).contiguous()
+    bias = None if bias is None else bias.to(wide).contiguous()
+    y = x.new_empty((*x.shape[:2], outputs))
     LIBRARY.graph_conv_cpu(
-        _DTYPES[x.dtype], x.data_ptr(), *x.shape, weight.shape[2], weight.shape[0], *_edges(edges, coefficients),
-        weight.data_ptr(), _address(bias), y.data_ptr(), groups, _address(moments), torch.get_num_threads(),
+        _DTYPES[x.dtype], x.data_ptr(), *x.shape, outputs, partitions, *_edges(edges, coefficients),
+        _at(weight, wide, partitions, x.shape[2], outputs),
+        0 if bias is None else _at(bias, wide, partitions, outputs), y.data_ptr(), groups, _address(moments),
+        torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -372,12 +397,16 @@ def _graph_conv_grad(
     grad: Tensor, y: Tensor | None, norm: Tensor | None, sums: Tensor | None, groups: int, x: Tensor, weight: Tensor,
     edges: Tensor, coefficients: Tensor, along: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    wide = weight.to(_wide(x)).contiguous()
-    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(wide)
-    grad_bias = wide.new_empty((wide.shape[0], wide.shape[2]))
+    """The gradients of x (added to ``along``, in its buffer, where there is one), weight and bias."""
+    dtype, (partitions, _, outputs) = _wide(x), weight.shape
+    edges, coefficients = edges.contiguous(), coefficients.contiguous()
+    wide = weight.to(dtype).contiguous()
+    grad_x, grad_weight = torch.empty_like(x) if along is None else along, torch.empty_like(wide)
+    grad_bias = wide.new_empty((partitions, outputs))
     LIBRARY.graph_conv_grad_cpu(
-        _DTYPES[x.dtype], grad.data_ptr(), _address(y), _address(norm), _address(sums), groups, x.data_ptr(), *x.shape,
-        wide.shape[2], wide.shape[0], *_edges(edges, coefficients), wide.data_ptr(), _address(along),
+        _DTYPES[x.dtype], _at(grad, x.dtype, *x.shape[:2], outputs), _address(y), _address(norm), _address(sums),
+        groups, x.data_ptr(), *x.shape, outputs, partitions, *_edges(edges, coefficients),
+        _at(wide, dtype, partitions, x.shape[2], outputs), 0 if along is None else _at(along, x.dtype, *x.shape),
         grad_x.data_ptr(), grad_weight.data_ptr(), grad_bias.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
@@ -396,8 +425,17 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _edges(edges: Tensor, coefficients: Tensor) -> tuple[int, int, int]:
-    return edges.data_ptr(), coefficients.data_ptr(), len(edges)
+    count = len(edges)
+    return _at(edges, torch.int32, count, 3), _at(coefficients, torch.float32, count), count
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _at(tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """The address of a compact tensor of that type and shape."""
+    if tensor.dtype != dtype or tensor.shape != shape:
+        wanted, got = f"{dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
+        raise ValueError(f"a CPU kernel of the graph network takes {wanted} here, got {got}")
+    return tensor.data_ptr()

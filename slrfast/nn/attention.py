@@ -118,8 +118,8 @@ class PoseTransformer(nn.Module):
 class AttentionPool(nn.Module):
     """Weighted sum over a sequence, with weights softmax(Linear(x)) over the positions that are not masked.
 
-    The softmax runs in float32 also for half types and under autocast. A sequence without any position that counts is
-    averaged uniformly.
+    The softmax runs in float32 also for half types and under autocast. What a masked position holds does not matter,
+    not even a NaN; but a sequence without any position that counts is averaged uniformly.
     """
 
     def __init__(self, dim: int) -> None:
@@ -139,12 +139,15 @@ class AttentionPool(nn.Module):
         """
         op = "AttentionPool"
         packing = _packing(op, x, self.score.in_features, offsets)
+        if mask is not None:
+            sizes = "B T" if packing is None else "S"
+            checks.shapes(op, x=(x, f"{sizes} D"), mask=(mask, sizes))
+            checks.dtype(op, torch.bool, mask=mask)
+            some = mask.any(1, keepdim=True) if packing is None else packing.pad(mask).any(1)[packing.clip]
+            x = x.masked_fill((some & ~mask).unsqueeze(-1), 0.0)  # or 0 * NaN, here and in the gradient of the scores
         score = self.score(x).squeeze(-1)
         score = score.to(torch.promote_types(score.dtype, torch.float32))
         if mask is not None:
-            sizes = "B T" if packing is None else "S"
-            checks.shapes(op, score=(score, sizes), mask=(mask, sizes))
-            checks.dtype(op, torch.bool, mask=mask)
             score = score.masked_fill(~mask, -1e9)
         if packing is None:
             checks.require(x.shape[1] > 0, op, "x", "have at least one position", list(x.shape))

@@ -6,6 +6,7 @@ read here: ``torch.load(path, weights_only=True)`` reads a checkpoint from someb
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -31,7 +32,8 @@ def graph_conv(state: Mapping[str, Tensor], graph: SkeletonGraph, prefix: str = 
     Args:
         state: has ``conv.weight`` [P * Cout, Cin, 1, 1], where channel p * Cout + c is channel c of partition p, and
             perhaps ``conv.bias`` [P * Cout]. If it has the adjacency ``A`` [P, V, V], it must be the graph's; with
-            PYSKL's learned ``PA`` the graph's is A * PA or A + PA. Anything else is left alone.
+            PYSKL's learned ``PA`` the graph's is A * PA or A + PA, and behind the prefix "st_gcn_networks.i.gcn." of a
+            whole ST-GCN it is ``A * edge_importance.i`` of the network. Anything else is left alone.
         graph: P partitions of V nodes.
         prefix: what the names begin with, such as "gcn.0.gcn.".
     Returns:
@@ -81,7 +83,8 @@ def part_gcn(
     Args:
         state: has ``data_bn`` over [V * C] with coordinate c of joint v at v * C + c, five blocks as :func:`gcn_block`
             takes them, and a 1x1 convolution with its BN; what else the network has is left alone. If it has the
-            adjacencies ``A`` and ``A_pool``, they must be the graph's and its pooled graph's.
+            adjacencies ``A`` and ``A_pool``, they must be the graph's and its pooled graph's, and every
+            ``edge_importance`` must be 1: a PartGCN has one graph for three blocks.
         graph: the skeleton, with ``parts`` and ``pooled``.
         prefix: what the names begin with.
         blocks: the names of the five blocks.
@@ -99,9 +102,13 @@ def part_gcn(
     checks.require(len(blocks) == 5, op, "blocks", "name five blocks", tuple(blocks))
     source.adjacency("A")
     _Source(op, state, graph.pooled, prefix).adjacency("A_pool")
+    hint = "take convert.gcn_block for every block, with a graph of its own"
+    for name in (key.removeprefix(prefix) for key in state if key.startswith(f"{prefix}edge_importance")):
+        ones = bool((source.get(name, "P V V") == 1).all())
+        checks.require(ones, op, prefix + name, "be 1 everywhere, as blocks share a graph here", "other values", hint)
     converted: dict[str, Tensor] = {}
     for i, name in enumerate(blocks):
-        block = _Source(op, state, graph if i < 3 else graph.pooled, f"{prefix}{name}.")
+        block = _Source(op, state, graph if i < 3 else graph.pooled, prefix, f"{name}.")
         converted |= _under(f"blocks.{i}", block.gcn_block())
     inputs, outputs = converted["blocks.0.spatial.0.weight"].shape[1], len(source.get(f"{output}.0.weight"))
     converted |= _under("input_norm", source.norm("data_bn", graph.num_nodes * inputs))
@@ -134,17 +141,21 @@ def _under(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{key}": tensor for key, tensor in state.items()}
 
 
+def _has(state: Mapping[str, object], name: str) -> bool:
+    return any(key == name or str(key).endswith(f".{name}") for key in state)
+
+
 class _Source:
     """A state dict that is asked for its tensors by name, each with the shape that it must have."""
 
-    def __init__(self, op: str, state: Mapping[str, Tensor], graph: SkeletonGraph, prefix: str) -> None:
+    def __init__(self, op: str, state: Mapping[str, Tensor], graph: SkeletonGraph, prefix: str, part: str = "") -> None:
         if not isinstance(state, Mapping):
             hint = "read a file with torch.load(path, weights_only=True)"
             found = type(state).__name__
             raise TypeError(checks.message(op, "state", "be a mapping of names to tensors", found, hint))
         if not isinstance(graph, SkeletonGraph):
             raise TypeError(checks.message(op, "graph", "be a slrfast.graphs.SkeletonGraph", type(graph).__name__))
-        self.op, self.state, self.graph, self.prefix = op, state, graph, prefix
+        self.op, self.state, self.graph, self.prefix, self.part = op, state, graph, prefix + part, part
         self.asked: set[str] = set()
 
     def find(self, name: str, shape: str = "...") -> Tensor | None:
@@ -159,8 +170,11 @@ class _Source:
     def get(self, name: str, shape: str = "...") -> Tensor:
         tensor = self.find(name, shape)
         if tensor is None:
-            prefixes = sorted(key.removesuffix(name) for key in self.state if key.endswith(f".{name}"))
+            whole = self.part + name
+            prefixes = sorted(key.removesuffix(whole) for key in self.state if key.endswith(f".{whole}"))
+            nested = [key for key, value in self.state.items() if isinstance(value, Mapping) and _has(value, name)]
             hint = f"prefix may be {' or '.join(map(repr, prefixes[:3]))}" if prefixes else ""
+            hint = f"the tensors are in state[{nested[0]!r}]" if nested else hint
             keys = [*self.state][:3] + ([f"{len(self.state) - 3} more"] if len(self.state) > 3 else [])
             raise ValueError(checks.message(self.op, "state", f"have {self.prefix}{name}", ", ".join(keys), hint))
         return tensor
@@ -185,7 +199,10 @@ class _Source:
         return state if batches is None else {**state, "num_batches_tracked": batches}
 
     def graph_conv(self, name: str = "", outputs: int | None = None) -> dict[str, Tensor]:
-        self.adjacency(f"{name}A", f"{name}PA")
+        self.adjacency(f"{name}A", f"{name}PA", "* or +")
+        network = re.fullmatch(r"(.*)st_gcn_networks\.(\d+)\.gcn\.", self.prefix + name)
+        if network:  # a whole ST-GCN has its adjacency, and an importance for each block, beside the blocks
+            _Source(self.op, self.state, self.graph, network[1]).adjacency("A", f"edge_importance.{network[2]}")
         partitions = self.graph.num_partitions
         shape = f"[P * Cout, Cin, 1, 1] with P = {partitions}" + (f" and Cout = {outputs}" if outputs else "")
         weight = self.kernel(f"{name}conv", partitions * (outputs or 1), shape, multiple=outputs is None)
@@ -213,14 +230,17 @@ class _Source:
         checks.require(not left, self.op, "state", "have nothing that a GCNBlock lacks", ", ".join(left[:3]))
         return state
 
-    def adjacency(self, name: str, learned: str = "") -> None:
+    def adjacency(self, name: str, learned: str = "", how: str = "*") -> None:
         """Refuse a graph of another adjacency than the state dict's, where that has one."""
         found = self.find(name, "P V V")
+        shape = "P V V" if found is None else " ".join(map(str, found.shape))
+        factor = self.find(learned, shape) if learned else None
         if found is None:
+            ones = factor is None or bool((factor == 1).all())
+            checks.require(ones, self.op, "state", f"have {self.prefix}{name} with {self.prefix}{learned}", "none")
             return
-        factor = self.find(learned, " ".join(map(str, found.shape))) if learned else None
-        options = [found] if factor is None else [found * factor, found + factor]
-        rule = f"be that of {self.prefix}{name}" + ("" if factor is None else f" * or + {self.prefix}{learned}")
+        options = [found] if factor is None else [found * factor, *([found + factor] if "+" in how else [])]
+        rule = f"be that of {self.prefix}{name}" + ("" if factor is None else f" {how} {self.prefix}{learned}")
         hint = "make it with SkeletonGraph.from_dense"
         own = torch.tensor(self.graph.dense(), dtype=torch.float64)
         fits = own.shape == found.shape

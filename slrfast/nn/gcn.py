@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slrfast import checks, ops
 from slrfast.graphs import SkeletonGraph
-from slrfast.nn.norm import ChannelNorm, grouped
+from slrfast.nn.norm import (
+    ChannelNorm,
+    MapNorm,
+    check_groups,
+    grouped,
+    has_hooks,
+    scale_and_shift,
+    update_statistics,
+    uses_batch,
+)
+from slrfast.ops import _skeleton
 
 
 class GraphConv(nn.Module):
@@ -52,7 +61,9 @@ class GraphConv(nn.Module):
 class GCNBlock(nn.Module):
     """ST-GCN block: graph convolution, BN, ReLU, dropout, pointwise linear, BN, dropout, residual, ReLU.
 
-    In training mode :func:`slrfast.ops.gcn_block`, which does it in few passes and stores no dropout mask.
+    In training mode :func:`slrfast.ops.gcn_block`, which does it in few passes and stores no dropout mask. What that op
+    does not do runs layer by layer: normalisations that are frozen (in evaluation mode), are SyncBatchNorm, or differ
+    in epsilon or momentum; layers that were put in place of those here; and layers with hooks.
 
     Args:
         in_channels: Cin.
@@ -62,7 +73,7 @@ class GCNBlock(nn.Module):
         residual: add the input, through a linear map and BN where the channels differ.
     """
 
-    # Sequential(GraphConv, ChannelNorm), Sequential(Linear, ChannelNorm), and the same, Identity or None
+    # MapNorm(GraphConv, ChannelNorm), MapNorm(Linear, ChannelNorm), and the same, Identity or None
     spatial: Any
     pointwise: Any
     residual: Any
@@ -71,12 +82,12 @@ class GCNBlock(nn.Module):
         self, in_channels: int, out_channels: int, graph: SkeletonGraph, *, dropout: float = 0.05, residual: bool = True
     ) -> None:
         super().__init__()
-        self.spatial = nn.Sequential(GraphConv(in_channels, out_channels, graph), ChannelNorm(out_channels))
-        self.pointwise = nn.Sequential(nn.Linear(out_channels, out_channels), ChannelNorm(out_channels))
+        self.spatial = MapNorm(GraphConv(in_channels, out_channels, graph), ChannelNorm(out_channels))
+        self.pointwise = MapNorm(nn.Linear(out_channels, out_channels), ChannelNorm(out_channels))
         self.dropout = nn.Dropout(dropout)
         self.residual = None
         if residual and in_channels != out_channels:
-            self.residual = nn.Sequential(nn.Linear(in_channels, out_channels), ChannelNorm(out_channels))
+            self.residual = MapNorm(nn.Linear(in_channels, out_channels), ChannelNorm(out_channels))
         elif residual:
             self.residual = nn.Identity()
 
@@ -88,17 +99,41 @@ class GCNBlock(nn.Module):
             groups: the rows are this many equal consecutive parts, each normalised with its own statistics in training
                 mode, as if the block were called once for each.
         """
-        if self.training:
+        groups = check_groups("GCNBlock", groups, len(x), "rows")
+        if self.fuses(training=True):
+            conv, norm = self.spatial
             out, stats = ops.gcn_block(
-                x, self.parameters_of_op(), self.spatial[0].graph, dropout=self.dropout.p, eps=self.spatial[1].eps,
-                groups=groups, identity=isinstance(self.residual, nn.Identity),
+                x, self.parameters_of_op(), conv.graph, dropout=self.dropout.p, eps=norm.eps, groups=groups,
+                identity=isinstance(self.residual, nn.Identity),
             )  # fmt: skip
-            count = x.shape[0] * x.shape[1] // groups
-            for (_, norm), (mean, variance) in zip(self._pairs(), stats, strict=True):
-                norm.update(mean, variance, count)
+            update_statistics([norm for _, norm in self._pairs()], stats, x.shape[0] * x.shape[1] // groups)
             return out
-        y = self.pointwise(torch.relu(self.spatial(x)))
+        if groups > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and uses_batch(m) for m in self.modules()):
+            return torch.cat([self._layers(part) for part in x.chunk(groups)])
+        return self._layers(x)
+
+    def _layers(self, x: Tensor) -> Tensor:
+        y = self.dropout(self.pointwise(self.dropout(torch.relu(self.spatial(x)))))
         return torch.relu(y if self.residual is None else y + self.residual(x))
+
+    def fuses(self, training: bool) -> bool:
+        """Whether an op for this mode does what the layers do: all are in it, as they were made, and have no hooks."""
+        parts = [part for part in self._modules.values() if part is not None]  # attributes of a module cost more
+        parts += [layer for part in parts for layer in part._modules.values() if layer is not None]
+        kinds = [type(part) for part in parts]
+        norms: list[Any] = [part for part, kind in zip(parts, kinds, strict=True) if kind in _NORMS]
+        if not training:
+            kinds = [ChannelNorm if kind in _NORMS else kind for kind in kinds]
+        if tuple(kinds) not in _KINDS or any(map(has_hooks, parts)):
+            return False
+        first, dropout = norms[0], self.dropout
+        for norm in norms:
+            if norm.training != training or norm.running_mean is None:
+                return False
+            alike = norm.eps == first.eps and norm.momentum == first.momentum and norm.track_running_stats
+            if training and not alike:
+                return False
+        return dropout.training == training or dropout.p == 0
 
     def parameters_of_op(self) -> ops.GCNParameters:
         """The parameters as :func:`slrfast.ops.gcn_block` takes them."""
@@ -107,19 +142,19 @@ class GCNBlock(nn.Module):
 
     def _pairs(self) -> list[Any]:
         """Every linear map with the normalisation behind it."""
-        return [self.spatial, self.pointwise, *([self.residual] if isinstance(self.residual, nn.Sequential) else [])]
+        return [self.spatial, self.pointwise, *([self.residual] if isinstance(self.residual, MapNorm) else [])]
 
     def folded(self) -> ops.FoldedBlock:
         """The block in evaluation mode, normalisations folded into weights, for :func:`slrfast.ops.part_gcn`."""
         conv, (linear, norm) = self.spatial[0], self.pointwise
-        scale, shift = self.spatial[1].scale_and_shift()
-        reach = torch.from_numpy(conv.graph.dense().sum(1, dtype=np.float64)).to(scale).T  # [V, P]
+        scale, shift = scale_and_shift(self.spatial[1])
+        (reach,) = _skeleton.reach(conv.graph, scale.device, scale.dtype)  # [V, P]
         node_bias = (reach.unsqueeze(-1) * (conv.bias * scale)).sum(1) + shift  # no product that autocast would round
-        map_scale, bias = norm.scale_and_shift()
+        map_scale, bias = scale_and_shift(norm)
         bias = bias + linear.bias * map_scale
         residual = None
         for linear_residual, residual_norm in self._pairs()[2:]:
-            residual_scale, residual_shift = residual_norm.scale_and_shift()
+            residual_scale, residual_shift = scale_and_shift(residual_norm)
             residual = linear_residual.weight * residual_scale[:, None]
             bias = bias + residual_shift + linear_residual.bias * residual_scale
         return ops.FoldedBlock(
@@ -128,12 +163,23 @@ class GCNBlock(nn.Module):
         )  # fmt: skip
 
 
+_NORMS = (ChannelNorm, nn.BatchNorm1d, nn.SyncBatchNorm)
+_PARTS, _LAYERS = (MapNorm, MapNorm, nn.Dropout), (GraphConv, ChannelNorm, nn.Linear, ChannelNorm)
+# the parts of a block and their layers, without a residual, with the identity and with a linear map
+_KINDS = (
+    (*_PARTS, *_LAYERS),
+    (*_PARTS, nn.Identity, *_LAYERS),
+    (*_PARTS, MapNorm, *_LAYERS, nn.Linear, ChannelNorm),
+)
+
+
 class PartGCN(nn.Module):
     """The per-frame graph network of STC and MASA: joints, then parts, then one vector per frame.
 
     Input normalisation per joint and coordinate; three blocks on the joints; max over the joints of each part; two
     blocks on the pooled graph; max over the parts; linear, BN, ReLU, dropout (STC specification, rows 0-8). In
-    evaluation mode without a gradient the blocks run as one op, :func:`slrfast.ops.part_gcn`.
+    evaluation mode and without a gradient (``torch.no_grad()``) the blocks run as one op,
+    :func:`slrfast.ops.part_gcn`, unless one of them has a layer in training mode, of another kind, or with a hook.
 
     Args:
         graph: a skeleton with ``parts`` and ``pooled``.
@@ -186,12 +232,13 @@ class PartGCN(nn.Module):
         op, nodes, channels = "PartGCN", self.graph.num_nodes, self.input_norm.num_features // self.graph.num_nodes
         checks.shapes(op, x=(x, f"... {nodes} {channels}"))
         frames = x.reshape(-1, nodes, channels)
-        checks.require(len(frames) % groups == 0, op, "x", f"have a multiple of {groups} frames", len(frames))
-        if self.training:
+        groups = check_groups(op, groups, len(frames), "frames")
+        linear, norm, *rest = self.output
+        if self.input_norm.training or norm.training:
             each = len(frames) // groups
             checks.require(each > 1, op, "x", "have at least two frames per group in training mode", each)
         frames = grouped(self.input_norm, frames.flatten(1), groups).view(frames.shape)
-        if self.training or torch.is_grad_enabled():
+        if torch.is_grad_enabled() or any(has_hooks(b) or not b.fuses(training=False) for b in self.blocks):
             for block in self.blocks[:3]:
                 frames = block(frames, groups)
             frames = ops.part_max(frames, self.graph)
@@ -200,7 +247,6 @@ class PartGCN(nn.Module):
             frames = ops.part_max(frames, self.whole).squeeze(1)
         else:
             frames = ops.part_gcn(frames, *self.folded(), self.graph)
-        linear, norm, *rest = self.output
         frames = grouped(norm, linear(frames), groups)
         for module in rest:
             frames = module(frames)

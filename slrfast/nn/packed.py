@@ -15,10 +15,14 @@ class Packing:
     """Which of S packed rows belong to which of B clips; read from the device once and shared by every layer.
 
     A module that takes ``offsets`` takes the tensor or, without waiting for the device in each call, one of these.
+    Under ``torch.compile`` the lengths are part of the code, which is compiled again for other lengths until torch's
+    ``recompile_limit``: compile what sees single frames, such as PartGCN, and leave what takes offsets outside.
 
     Attributes:
         offsets: int64 [B + 1]; clip b is rows offsets[b] to offsets[b + 1].
         lengths: rows of every clip, on the host.
+        num_rows: S.
+        longest: rows of the longest clip; 0 without clips.
         clip: the clip that every row belongs to, int64 [S].
         place: where every row is in the padded form seen as [B * longest], int64 [S].
 
@@ -32,15 +36,20 @@ class Packing:
 
     offsets: Tensor
     lengths: tuple[int, ...]
+    num_rows: int = field(init=False, repr=False)
+    longest: int = field(init=False, repr=False)
     clip: Tensor = field(init=False, repr=False)
     place: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        keep = object.__setattr__  # how a frozen dataclass sets what follows from its fields
+        keep(self, "num_rows", sum(self.lengths))
+        keep(self, "longest", max((0, *self.lengths)))
         clips = torch.arange(self.num_clips, device=self.offsets.device)
         clip = clips.repeat_interleave(self.offsets.diff(), output_size=self.num_rows)
         shift = clips * self.longest - self.offsets[:-1]
-        object.__setattr__(self, "clip", clip)  # how a frozen dataclass sets what follows from its fields
-        object.__setattr__(self, "place", torch.arange(self.num_rows, device=clip.device) + shift[clip])
+        keep(self, "clip", clip)
+        keep(self, "place", torch.arange(self.num_rows, device=clip.device) + shift[clip])
 
     @classmethod
     def of(cls, offsets: Tensor, device: torch.device | str | None = None) -> Packing:
@@ -67,16 +76,6 @@ class Packing:
     def num_clips(self) -> int:
         """B."""
         return len(self.lengths)
-
-    @property
-    def num_rows(self) -> int:
-        """S."""
-        return sum(self.lengths)
-
-    @property
-    def longest(self) -> int:
-        """Rows of the longest clip; 0 without clips."""
-        return max(self.lengths, default=0)
 
     @property
     def present(self) -> Tensor:

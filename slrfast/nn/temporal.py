@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slrfast import checks
-from slrfast.nn.norm import grouped
+from slrfast.nn.norm import check_groups, grouped, has_hooks
 from slrfast.nn.packed import Packing, packing_of
 
 _REACH = 2  # frames that a block sees to either side
@@ -34,17 +34,21 @@ class TemporalBlock(nn.Module):
             offsets: None for [B, C, T]; for [S, C] the int64 [B + 1] of ``data.PoseBatch``, or their Packing. No frame
                 sees another clip, and batch statistics are those of the S frames.
             groups: of [B, C, T], B is this many equal consecutive parts, each normalised with its own statistics in
-                training mode, as if the block were called once for each.
+                training mode, as if the block were called once for each; 1 with ``offsets``.
         Raises:
-            TypeError, ValueError: shapes that do not fit, offsets that do not rise from 0 to S; in training mode a
-                batch of one frame, which has no variance.
+            TypeError, ValueError: shapes that do not fit, no frame at all, offsets that do not rise from 0 to S; in
+                training mode a group of one frame, which has no variance.
         """
         op, channels = "TemporalBlock", self.wide.in_channels
         checks.shapes(op, x=(x, f"B {channels} T" if offsets is None else f"S {channels}"))
         frames = x.numel() // channels
-        if self.training:
-            checks.require(frames > 1, op, "x", "have at least two frames in training mode", frames)
+        groups = check_groups(op, groups, len(x), "sequences") if offsets is None else groups
+        checks.require(offsets is None or groups == 1, op, "groups", "be 1 with offsets", groups)
+        if self.join[1].training:
+            each, rule = frames // groups, "have at least two frames" + (" per group" if groups > 1 else "")
+            checks.require(each > 1, op, "x", f"{rule} in training mode", each)
         if offsets is None:
+            checks.require(frames > 0, op, "x", "have at least one frame", list(x.shape))
             rows = torch.cat(self._branches(x), 1).mT
             return self._joined(rows.flatten(0, 1), groups).view(len(x), -1, channels).mT
         packing = packing_of(op, x, offsets)
@@ -59,7 +63,11 @@ class TemporalBlock(nn.Module):
     def _joined(self, branches: Tensor, groups: int, place: Tensor | None = None) -> Tensor:
         """ReLU of both branches' rows [S, 2 C], map, normalisation and ReLU of the rows at ``place`` -> [S, C]."""
         linear: nn.Conv1d = self.join[0]  # type: ignore[assignment]
-        joined = F.linear(torch.relu(branches), linear.weight.squeeze(2), linear.bias)
+        rows = torch.relu(branches)
+        if has_hooks(linear):  # such as torch's pruning
+            joined = linear(rows.unsqueeze(2)).squeeze(2)
+        else:
+            joined = F.linear(rows, linear.weight.squeeze(2), linear.bias)
         joined = joined if place is None else joined.index_select(0, place)
         return torch.relu(grouped(self.join[1], joined, groups))
 

@@ -96,8 +96,9 @@ class _GCNBlock(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         constants, kept, parameters = rest[:3], rest[3:7], rest[7:]
         grads = torch.ops.slrfast.gcn_block_grad(grad, x, parameters, *constants, *ctx.settings, *kept)
-        wanted = [g if needed else None for g, needed in zip(grads[1:], ctx.needs_input_grad[5:], strict=True)]
-        return None, grads[0], None, None, None, *wanted
+        needed = ctx.needs_input_grad[1], *ctx.needs_input_grad[5:]
+        grad_x, *wanted = (g if need else None for g, need in zip(grads, needed, strict=True))
+        return None, grad_x, None, None, None, *wanted
 
 
 # ---- public ---------------------------------------------------------------------------------------------------------
@@ -160,15 +161,17 @@ def gcn_block(
             (:func:`slrfast.reference.dropout.keep_mask`, sites 0 and 1, row r V + v); None draws one with torch's
             default generator.
     Returns:
-        [R, V, Cout] in the dtype of ``x`` (autocast's under autocast), and the statistics used, without gradient:
-        [2 or 3 norms, mean and biased variance, groups, Cout], float32 or float64.
+        [R, V, Cout] in the dtype of ``x``, or autocast's, which leaves float64 alone; and the statistics used, without
+        gradient: [2 or 3 norms, mean and biased variance, groups, Cout], float32 or float64.
     Raises:
-        TypeError: a tensor of another dtype, or no graph. ValueError: shapes or devices that do not fit, R not a
-            multiple of ``groups``, a group with fewer than two values per channel, dropout or eps out of range.
+        TypeError: a tensor of another dtype, no graph, or parameters that are no :class:`GCNParameters`. ValueError:
+            shapes or devices that do not fit, no output channel, R not a multiple of ``groups``, a group with fewer
+            than two values per channel, dropout or eps out of range.
     Numerics:
         Products accumulate in float32 (float64 for float64), and are stored in the dtype of ``x``; statistics and
         everything between two products is float32. Masks are recomputed in the backward pass: saved are x, the outputs
-        of the products and the statistics. Once differentiable; deterministic for a given number of threads.
+        of the products and the statistics. All gradients are computed together, also where only some are wanted. A NaN
+        passes through ReLU and dropout, as in torch. Once differentiable; deterministic for a given number of threads.
 
     >>> from slrfast import nn
     >>> from slrfast.graphs import HAND21
@@ -178,26 +181,29 @@ def gcn_block(
     (torch.Size([4, 21, 8]), torch.Size([2, 2, 1, 8]))
     """
     op = "gcn_block"
+    if not isinstance(parameters, GCNParameters):
+        rule = "be slrfast.ops.GCNParameters"
+        raise TypeError(checks.message(op, "parameters", rule, type(parameters).__name__))
     optional = GCNParameters._fields[8:]
     patterns = {n: p for n, p in _PATTERNS.items() if n not in optional or getattr(parameters, n) is not None}
     tensors = {name: getattr(parameters, name) for name in patterns}
     sizes = checks.shapes(op, x=(x, "R V Cin"), **{name: (t, patterns[name]) for name, t in tensors.items()})
     _skeleton.check(op, graph, sizes["V"], sizes["P"])
+    checks.require(sizes["Cout"] > 0, op, "weight", "have at least one output channel", sizes["Cout"])
     checks.floating(op, x=x, **tensors)
     checks.same_device(op, x=x, **tensors)
-    checks.require(0 <= dropout <= 1, op, "dropout", "be in [0, 1]", dropout)
+    checks.number_between(op, 0, 1, dropout=dropout)
     checks.positive(op, eps=eps)
     checks.integer_between(op, 1, 2**31 - 1, groups=groups)
     rows, nodes = sizes["R"], sizes["V"]
     checks.require(rows % groups == 0, op, "x", f"have a multiple of groups = {groups} rows", rows)
-    enough = rows // groups * nodes > 1
-    checks.require(enough, op, "x", "have more than one value per channel and group in training mode", rows * nodes)
+    values = rows // groups * nodes
+    checks.require(values > 1, op, "x", "have more than one value per channel and group in training mode", values)
     given = [t is not None for t in parameters[8:]]
     checks.require(all(given) or not any(given), op, "parameters", "have all residual tensors or none", given)
     fits = not identity or (not any(given) and sizes["Cin"] == sizes["Cout"])
     checks.require(fits, op, "identity", "go with Cin = Cout and no residual map", (sizes["Cin"], sizes["Cout"]))
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = x.to(_skeleton.autocast_dtype(x) or x.dtype)
     if seed is None and dropout:
         seed = torch.randint(2**62, (), device=x.device)
     elif seed is None:

@@ -95,17 +95,19 @@ def graph_conv(x: Tensor, weight: Tensor, bias: Tensor | None, graph: SkeletonGr
 
     Args:
         x: [R, V, Cin], one row per frame, any strides; float64, float32, bfloat16 or float16. Gradient flows.
-        weight: [P, Cin, Cout] in the dtype of ``x`` (any floating dtype under autocast). Gradient flows.
+        weight: [P, Cin, Cout] in the dtype of ``x`` (any floating dtype under autocast, unless ``x`` is float64).
+            Gradient flows.
         bias: [P, Cout] or None. Gradient flows.
         graph: V nodes, P partitions; its tensors are made once per device, so call once before a CUDA graph capture.
     Returns:
-        [R, V, Cout] in the dtype of ``x``, or autocast's.
+        [R, V, Cout] in the dtype of ``x``, or autocast's, which leaves float64 alone.
     Raises:
         TypeError: a tensor of another dtype. ValueError: shapes or devices that do not fit the graph or each other.
     Numerics:
         Accumulates in float32 (float64 for float64); once differentiable; deterministic for a given number of threads.
         The CPU kernel multiplies each partition on the side with fewer joints, so joints without an edge cost
-        nothing, and holds a few hundred rows per thread beyond its result.
+        nothing, and holds a tile of 8 to 256 frames per thread beyond its result: some 1 MB, or 8 frames if that is
+        more.
 
     >>> from slrfast.graphs import SkeletonGraph
     >>> graph = SkeletonGraph.from_edges(["wrist", "tip"], bones=[(0, 1)])
@@ -120,9 +122,9 @@ def graph_conv(x: Tensor, weight: Tensor, bias: Tensor | None, graph: SkeletonGr
     _skeleton.check(op, graph, sizes["V"], sizes["P"])
     checks.floating(op, **tensors)
     checks.same_device(op, **tensors)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    else:
+    rounded = _skeleton.autocast_dtype(x)
+    if rounded is None:
         checks.dtype(op, x.dtype, **tensors)
+    else:
+        x = x.to(rounded)
     return _GraphConv.apply(x, weight, bias, *_skeleton.edges(graph, x.device))

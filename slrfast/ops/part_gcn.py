@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,28 @@ class FoldedBlock(NamedTuple):
     identity: bool = False
 
 
+def _check_block(name: str, block: Any, x: Tensor, nodes: int, channels: int, skeleton: SkeletonGraph) -> int:
+    """Refuse a block that does not fit its place; its output channels."""
+    op, weight = "part_gcn", f"{name}.weight"
+    if not isinstance(block, FoldedBlock):
+        raise TypeError(checks.message(op, name, "be a slrfast.ops.FoldedBlock", type(block).__name__))
+    sizes = checks.shapes(op, **{weight: (block.weight, f"P {channels} Cout")})
+    _skeleton.check(op, skeleton, nodes, sizes["P"], weight)
+    outputs = sizes["Cout"]
+    checks.require(outputs > 0, op, weight, "have at least one output channel", outputs)
+    patterns = dict(node_bias=f"{nodes} {outputs}", map=f"{outputs} {outputs}", bias=f"{outputs}")
+    if block.residual is not None:
+        patterns["residual"] = f"{outputs} {channels}"
+    named = {f"{name}.{field}": (getattr(block, field), pattern) for field, pattern in patterns.items()}
+    checks.shapes(op, **named)
+    tensors = {weight: block.weight, **{key: tensor for key, (tensor, _) in named.items()}}
+    checks.floating(op, **tensors)
+    checks.same_device(op, x=x, **tensors)
+    fits = not block.identity or (block.residual is None and channels == outputs)
+    checks.require(fits, op, f"{name}.identity", "go with Cin = Cout and no residual map", (channels, outputs))
+    return outputs
+
+
 def part_gcn(
     x: Tensor, joint_blocks: Sequence[FoldedBlock], part_blocks: Sequence[FoldedBlock], graph: SkeletonGraph
 ) -> Tensor:
@@ -74,9 +96,10 @@ def part_gcn(
         part_blocks: the blocks on ``graph.pooled``, at least one.
         graph: V nodes, with parts and a pooled graph of the same number of partitions.
     Returns:
-        [R, Cout of the last block] in the dtype of ``x``, or autocast's.
+        [R, Cout of the last block] in the dtype of ``x``, or autocast's, which leaves float64 alone.
     Raises:
-        TypeError: a tensor of another dtype, or no graph. ValueError: shapes or devices that do not fit.
+        TypeError: a tensor of another dtype, no graph or no block. ValueError: shapes or devices that do not fit, or no
+            output channel.
     Numerics:
         As :func:`graph_conv`. The CPU kernel keeps a few frames on chip through all blocks and writes only the result.
 
@@ -96,29 +119,15 @@ def part_gcn(
     assert pooled is not None
     rule = f"have a pooled graph of its {graph.num_partitions} partitions"
     checks.require(pooled.num_partitions == graph.num_partitions, op, "graph", rule, pooled.num_partitions)
-    for blocks, skeleton, name in ((joint_blocks, graph, "joint_blocks"), (part_blocks, pooled, "part_blocks")):
-        checks.require(len(blocks) > 0, op, name, "have at least one block", len(blocks))
-        for block in blocks:
-            outputs = block.weight.shape[-1]
-            sizes = checks.shapes(op, weight=(block.weight, f"P {channels} Cout"))
-            _skeleton.check(op, skeleton, nodes, sizes["P"])
-            named = dict(
-                node_bias=(block.node_bias, f"{nodes} {outputs}"), map=(block.map, f"{outputs} {outputs}"),
-                bias=(block.bias, f"{outputs}"),
-            )  # fmt: skip
-            if block.residual is not None:
-                named["residual"] = block.residual, f"{outputs} {channels}"
-            checks.shapes(op, **named)
-            tensors = dict(weight=block.weight, **{key: tensor for key, (tensor, _) in named.items()})
-            checks.floating(op, **tensors)
-            checks.same_device(op, x=x, **tensors)
-            fits = not block.identity or (block.residual is None and channels == outputs)
-            checks.require(fits, op, "identity", "go with Cin = Cout and no residual map", (channels, outputs))
-            channels = outputs
+    for name, given, skeleton in (("joint_blocks", joint_blocks, graph), ("part_blocks", part_blocks, pooled)):
+        if not isinstance(given, Sequence):
+            raise TypeError(checks.message(op, name, "be a sequence of slrfast.ops.FoldedBlock", type(given).__name__))
+        checks.require(len(given) > 0, op, name, "have at least one block", len(given))
+        for i, block in enumerate(given):
+            channels = _check_block(f"{name}[{i}]", block, x, nodes, channels, skeleton)
         nodes = len(graph.parts)
     checks.no_gradient(op, x=x)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = x.to(_skeleton.autocast_dtype(x) or x.dtype)
     blocks = [*joint_blocks, *part_blocks]
     with torch.no_grad():
         return torch.ops.slrfast.part_gcn(

@@ -96,11 +96,11 @@ def gcn_block_grad(
         out = out + x
     elif extra[0] is not None:
         out = out + normalize(residual, stats[2], extra[2], extra[3], eps)
-    masked = torch.where(out > 0, grad, 0.0)
+    masked = torch.where(out <= 0, 0.0, grad)  # a NaN passes it on, as in torch
     grad_mapped, *of_map_norm = normalize_grad(drop(widen(masked)[0], 1), mapped, stats[1], map_norm_weight, eps)
     before = normalize(spatial, stats[0], norm_weight, norm_bias, eps).relu()
     grad_z, *of_map = linear_grad(grad_mapped, drop(before, 0).to(x.dtype), map_weight)
-    grad_z = drop(torch.where(before > 0, widen(grad_z)[0], 0.0), 0)
+    grad_z = drop(torch.where(before <= 0, 0.0, widen(grad_z)[0]), 0)
     grad_spatial, *of_norm = normalize_grad(grad_z, spatial, stats[0], norm_weight, eps)
     grad_x, *of_conv = graph_conv_grad(grad_spatial, x, weight, edges, coefficients)
     of_residual = nothing

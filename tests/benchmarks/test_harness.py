@@ -56,6 +56,39 @@ def test_our_forms_are_held_to_the_baseline_or_to_a_tolerance_of_their_own():
     assert not harness.is_ours("slrfaster") and harness.is_ours("slrfast, queue.T")
 
 
+def test_our_float32_has_a_tolerance_of_its_own_only_beside_an_exact_check():
+    with pytest.raises(ValueError, match="only beside an exact check"):
+        dataclasses.replace(case(), tolerances={"slrfast": 0.01})
+    off = lambda: [torch.linspace(0, 1, 1000) * 2.002]  # noqa: E731
+    with pytest.raises(WrongAnswer, match="slrfast is off by 0.001 in float64"):
+        harness.errors(dataclasses.replace(case(), tolerances={"slrfast": 0.01}, exact=off))
+    exact = lambda: [torch.linspace(0, 1, 1000).double() * 2]  # noqa: E731
+    loose = dataclasses.replace(case(slrfast=off), tolerances={"slrfast": 0.01}, exact=exact)
+    assert harness.errors(loose)["slrfast"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_rounding_is_what_ours_may_be_off_beside_an_exact_baseline():
+    off = {"slrfast": lambda: [torch.linspace(0, 1, 1000) * 2 + 2e-6]}
+    with pytest.raises(WrongAnswer):
+        harness.errors(case(**off))
+    assert harness.errors(dataclasses.replace(case(**off), rounding=2e-6))["slrfast"] > 5e-7
+
+
+def test_products_of_torch_may_err_as_other_peoples_code():
+    off = {harness.GEMM: lambda: [torch.linspace(0, 1, 1000) * 2 + 1.8e-6]}
+    assert harness.errors(case(**off))[harness.GEMM] > 5e-7
+    with pytest.raises(WrongAnswer, match="GEMM"):
+        harness.errors(dataclasses.replace(case(**off), tolerance=5e-7))
+
+
+def test_convolutions_are_compared_in_full_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+    asked = case(eager=lambda: seen.append(torch.backends.cudnn.allow_tf32) or [torch.linspace(0, 1, 1000) * 2])
+    harness.measure(asked, rounds=1)
+    assert seen[0] is False and all(seen[1:]) and torch.backends.cudnn.allow_tf32
+
+
 def test_a_form_may_be_held_to_a_candidate_of_its_own_precision():
     off = {name: lambda: [torch.linspace(0, 1, 1000) * 2.002] for name in ("slrfast, bf16", "eager, bf16")}
     limits = {"eager, bf16": 0.01}
@@ -109,7 +142,10 @@ def test_results_are_reduced_before_the_comparison_and_carry_memory_and_what_was
     with pytest.raises(WrongAnswer, match="unsorted"):
         harness.errors(unordered)
     complete = dataclasses.replace(
-        unordered, compared=lambda r: [r[0].sort().values], skipped={"faiss": "absent"}, peak_bytes=lambda: {"eager": 7}
+        unordered,
+        compared=lambda r: [r[0].sort().values],
+        skipped={"faiss": "absent"},
+        memory=lambda: {"peak_bytes": {"eager": 7}},
     )
     result = harness.measure(complete, rounds=1)
     assert result["skipped"] == {"faiss": "absent"} and result["peak_bytes"] == {"eager": 7}

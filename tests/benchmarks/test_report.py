@@ -63,9 +63,18 @@ def test_memory_and_the_cost_of_a_product(tmp_path):
 
 def test_peak_memory_of_other_benchmarks_as_a_share_of_the_baselines(tmp_path):
     peak = {"slrfast": 2**20, "slrfast, bf16": 2**19, "eager": 2**22}
-    write(tmp_path, "step", "one", "2026-01-01T00:00:00+00:00", peak_bytes=peak, baseline="eager")
-    line = "step, paper, peak memory: slrfast 1 MiB (25%), slrfast, bf16 0 MiB (12%), eager 4 MiB (100%)."
-    assert line in report.render(report.newest(tmp_path))
+    whole = {name: size + 2**22 for name, size in peak.items()}
+    date = "2026-01-01T00:00:00+00:00"
+    write(tmp_path, "step", "one", date, peak_bytes=peak, baseline="eager")
+    text = report.render(report.newest(tmp_path))
+    assert (
+        "step, paper, peak memory:\n\n| | beyond what was there before |\n|---|--:|\n| slrfast | 1 MiB (25%) |" in text
+    )
+    assert "| slrfast, bf16 | 0 MiB (12%) |\n| eager | 4 MiB (100%) |" in text and "all in all" not in text
+    write(tmp_path, "step", "one", date, peak_bytes=peak, whole_peak_bytes=whole, baseline="eager")
+    text = report.render(report.newest(tmp_path))
+    assert "| beyond what was there before | all in all: weights" in text
+    assert "| slrfast | 1 MiB (25%) | 5 MiB (62%) |" in text
 
 
 def test_loss_curves_are_drawn_and_stated(tmp_path):

@@ -235,6 +235,36 @@ def test_nan_spoils_its_row_and_the_statistics_of_its_group(library, dtype):
     assert np.argwhere(np.isnan(out)).tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+def test_dropout_keeps_nan(library, dtype, dropout):
+    """Also where it drops: NaN times 0, as in torch."""
+    nan = encode(np.array([np.nan]), dtype)[0]
+    arguments = build_output(dtype, 12, 40, dropout=dropout, residual=None)
+    arguments["y"][1] = nan
+    out = numbers(call(library, "gcn_output_cpu", arguments)["out"], dtype)
+    assert np.isnan(out[1]).all() and np.isfinite(np.delete(out, 1, 0)).all()
+    arguments = build_map(dtype, 12, 1, 3, 2, dropout)
+    arguments["x"][1] = nan
+    y = numbers(call(library, "gcn_map_cpu", arguments)["y"], dtype)
+    assert np.isnan(y[1]).all() and np.isfinite(np.delete(y, 1, 0)).all()
+    arguments = build_output(dtype, 12, 40, dropout=dropout, residual=None, grad=True)
+    arguments["y"][1] = nan
+    done = call(library, "gcn_output_grad_cpu", arguments)
+    np.testing.assert_array_equal(done["masked"][1], done["grad"][1])  # of a NaN, the gradient passes
+    assert np.isnan(done["sums"][1, 0]).all() and np.isfinite(done["sums"][:, 1]).all()
+
+
+def test_gradient_of_a_bias_over_many_rows(library):
+    """Of numbers that are all positive, as exact as a float: tiles are added up without rounding."""
+    arguments = build_map_grad(F32, 60_000, 2, 3, 1, 0.0, norm=False)
+    arguments["norm"][0] = [[1.0], [0.0], [1.0], [0.0]] + np.zeros((1, 3))
+    arguments["sums"][...] = 0.0
+    arguments["grad"][...] = np.abs(arguments["grad"])
+    done = call(library, "gcn_map_grad_cpu", arguments)
+    np.testing.assert_allclose(done["grad_bias"], done["grad"].astype(np.float64).sum(0), rtol=2.0**-22)
+
+
 # ---- threads
 
 LARGE = (1202, 33, 20, 2)
@@ -268,8 +298,9 @@ COMMON = [
     *(({"dropout": wrong}, r"dropout must be in \[0, 1\], got") for wrong in (-0.1, 1.5, float("nan"), float("inf"))),
     *bad_buffers("seed"),
 ]
-OF_MAP = [*COMMON, *(({n: wrong}, "impossible size") for n in ("inputs", "outputs") for wrong in (-1, 2**62, 2**61))]
-OF_OUTPUT = [*COMMON, *(({"channels": wrong}, "impossible size") for wrong in (-1, 2**62, 2**61))]
+IMPOSSIBLE = (-1, 2**62, 2**61, 2**56, 2**31)
+OF_MAP = [*COMMON, *(({n: wrong}, "impossible size") for n in ("inputs", "outputs") for wrong in IMPOSSIBLE)]
+OF_OUTPUT = [*COMMON, *(({"channels": wrong}, "impossible size") for wrong in IMPOSSIBLE)]
 REFUSED = {
     "gcn_map_cpu": (
         build_map,

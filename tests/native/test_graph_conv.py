@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from bank_oracles import close
@@ -178,6 +180,34 @@ def test_nan_stays_in_its_frame_and_group(library, dtype):
     assert np.isnan(done["moments"][:, 0]).all() and np.isfinite(done["moments"][:, 1]).all()
 
 
+def test_gradients_of_long_sums(library):
+    """Of numbers that are all positive, as exact as a float: tiles are added up without rounding."""
+    arguments = build_grad(F32, 60_000, 2, 1, 3, 2, 2, 1, norm=False)
+    arguments["edges"][...] = [[0, 0, 0], [1, 1, 0]]
+    arguments["coefficients"][...] = 1.0
+    arguments["grad"][...] = np.abs(arguments["grad"])
+    done = call(library, "graph_conv_grad_cpu", arguments)
+    expected = numbers(done["grad"], F32)[:, 0].sum(0)
+    np.testing.assert_allclose(done["grad_bias"], [expected, expected], rtol=2.0**-22)
+
+
+def test_infinite_gradients_stay_infinite(library):
+    arguments = build_grad(F32, 600, 2, 1, 3, 1, 1, 1, norm=False)
+    arguments["edges"][...], arguments["coefficients"][...] = 0, 1.0
+    arguments["grad"][...] = 1.0
+    arguments["grad"][5, 0, 1] = np.inf
+    done = call(library, "graph_conv_grad_cpu", arguments)
+    np.testing.assert_array_equal(done["grad_bias"], [[600.0, np.inf, 600.0]])
+
+
+def test_many_partitions_cost_no_more_than_their_edges(library):
+    """Hundredths of a second; looking through all edges for each node of each partition would take many."""
+    arguments = build(F32, 1, 256, 1, 1, 8192, 8192, 1)
+    begin = time.perf_counter()
+    call(library, "graph_conv_cpu", arguments)
+    assert time.perf_counter() - begin < 2
+
+
 # ---- threads
 
 
@@ -199,6 +229,7 @@ def test_gradients_of_weights_on_threads(library, threads):
 
 # ---- refusals
 
+IMPOSSIBLE = (-1, 2**62, 2**61, 2**56, 2**31)  # channels
 SKELETON = [
     *(({"dtype": wrong}, f"unknown dtype {wrong}") for wrong in (4, -1)),
     *(
@@ -209,7 +240,7 @@ SKELETON = [
     *(({"edge_count": wrong}, "impossible size") for wrong in (-1, -(2**62), 2**62)),
     *(({"groups": wrong}, "groups must divide 6 rows") for wrong in (0, -1, 4, 2**62)),
     *(({"rows": wrong}, "groups must divide|impossible size") for wrong in (-1, -2, 2**62, 2**61, 2**63 - 2)),
-    *(({name: wrong}, "impossible size") for name in ("inputs", "outputs") for wrong in (-1, 2**62, 2**61)),
+    *(({name: wrong}, "impossible size") for name in ("inputs", "outputs") for wrong in IMPOSSIBLE),
     ({"rows": 2**61, "nodes": 8}, "impossible size"),
     *bad_buffers("edges", "coefficients"),
 ]

@@ -134,7 +134,7 @@ def test_bad_arguments(library, wrong, word):
 def test_blocks_that_do_not_fit_are_bad_arguments(library, block):
     wrongs = [
         *((INPUTS, wrong, "maps .* channels, given") for wrong in (-1, 0, 4, 2**62)),
-        *((OUTPUTS, wrong, "maps .* channels, given|impossible size") for wrong in (-1, 0, 2**62, 2**61)),
+        *((OUTPUTS, wrong, "maps .* channels, given|impossible size") for wrong in (-1, 0, 2**62, 2**61, 2**56, 2**31)),
         *((field, 0, "is null") for field in (WEIGHT, NODE_BIAS, MAP, BIAS)),
         *((field, 2, "is not aligned") for field in (WEIGHT, NODE_BIAS, MAP, BIAS, RESIDUAL)),
     ]
@@ -145,6 +145,9 @@ def test_blocks_that_do_not_fit_are_bad_arguments(library, block):
     good = build()
     good["blocks"][2, IDENTITY] = 1
     refused(library, "part_gcn_cpu", good, {}, "block 2 maps 5 to 9 channels, given 5")
+    good = build()
+    good["blocks"][1, RESIDUAL] = good["blocks"][1, MAP]
+    refused(library, "part_gcn_cpu", good, {}, "block 1 has a residual map besides identity")
 
 
 @pytest.mark.parametrize("wrong", [-1, 7, 2**31 - 1])

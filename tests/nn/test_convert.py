@@ -184,6 +184,47 @@ def test_a_learned_adjacency_becomes_the_graph(adaptive):
             convert.graph_conv(state, SkeletonGraph.from_dense(fixed), "gcn.0.gcn.")
 
 
+IMPORTANCE = "net.edge_importance.1"
+
+
+def network_of_one_block():
+    """A block of a whole ST-GCN, which has the adjacency and an importance for each block beside them."""
+    state = {f"net.st_gcn_networks.1.{key}": tensor for key, tensor in field_block(8, 12, True).state_dict().items()}
+    del state["net.st_gcn_networks.1.gcn.A"]
+    return state | {"net.A": torch.tensor(HAND.dense()).double(), IMPORTANCE: torch.rand(4, 21, 21) + 0.5}
+
+
+@pytest.mark.parametrize(
+    ("function", "prefix"),
+    [(convert.gcn_block, "net.st_gcn_networks.1."), (convert.graph_conv, "net.st_gcn_networks.1.gcn.")],
+)
+def test_an_importance_of_the_network_becomes_the_graph(function, prefix):
+    state = network_of_one_block()
+    with pytest.raises(ValueError, match=r"graph must be that of net.A \* net.edge_importance.1, got .*from_dense$"):
+        function(state, HAND, prefix)
+    graph = SkeletonGraph.from_dense(state["net.A"] * state[IMPORTANCE])
+    assert_same_state(
+        function(state, graph, prefix), function({**state, IMPORTANCE: torch.ones(4, 21, 21)}, HAND, prefix)
+    )
+    with pytest.raises(ValueError, match=r"graph must be that of net.A, got entries that differ"):
+        function({key: tensor for key, tensor in state.items() if key != IMPORTANCE}, graph, prefix)
+    del state["net.A"]
+    with pytest.raises(ValueError, match=r": state must have net.A with net.edge_importance.1, got none$"):
+        function(state, graph, prefix)
+
+
+def test_a_network_of_one_graph_has_no_importances():
+    network, adjacency = small_network()
+    names = {"blocks": [f"blocks.{i}" for i in range(5)], "output": "fc"}
+    state = network.state_dict() | adjacency | {f"edge_importance.{i}": torch.ones(4, 21, 21) for i in range(3)}
+    assert_same_state(convert.part_gcn(state, HAND, **names), convert.part_gcn(network.state_dict(), HAND, **names))
+    state["edge_importance.2"] *= 1.5
+    with pytest.raises(ValueError) as error:
+        convert.part_gcn(state, HAND, **names)
+    rule = "edge_importance.2 must be 1 everywhere, as blocks share a graph here, got other values"
+    assert str(error.value) == f"part_gcn: {rule}; take convert.gcn_block for every block, with a graph of its own"
+
+
 def broken(changes):
     state = field_block(8, 12, True).state_dict()
     for key, change in changes.items():
@@ -254,6 +295,22 @@ def test_a_wrong_prefix_is_named():
         ValueError, match=r"state must have gcn\.2\.gcn\.conv\.weight.*prefix may be 'gcn\.0\.' or 'gcn\.1\.'"
     ):
         convert.gcn_block(state, HAND, "gcn.2.")
+
+
+def test_a_state_inside_a_checkpoint_is_named():
+    state = {f"module.st_gcn_networks.0.{key}": tensor for key, tensor in field_block(3, 8, False).state_dict().items()}
+    checkpoint = {"epoch": 3, "optimizer": {"state": {}}, "state_dict": state}
+    sentence = "got epoch, optimizer, state_dict; the tensors are in state['state_dict']"
+    calls = [
+        (convert.graph_conv, "module.st_gcn_networks.0.gcn."),
+        (convert.gcn_block, "module.st_gcn_networks.0."),
+        (convert.part_gcn, "module."),
+    ]
+    for function, prefix in calls:
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            function(checkpoint, HAND, prefix)
+        with pytest.raises(ValueError, match=re.escape(f"; prefix may be '{prefix}'")):
+            function(state, HAND)
 
 
 def test_partitions_must_divide_the_channels():

@@ -5,11 +5,14 @@ import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from slrfast import graphs
 from slrfast.nn import GCNBlock, PartGCN
+from slrfast.nn.norm import ChannelNorm, update_statistics
 
 CHANNELS = (6, 6, 8, 10, 10)
 
@@ -39,6 +42,24 @@ def plain_network(net, x):
 
 def buffers(module):
     return dict(module.named_buffers())
+
+
+def norms(module):
+    return [norm for norm in module.modules() if isinstance(norm, torch.nn.BatchNorm1d)]
+
+
+def changed(module, change):
+    """The module and a copy after the same change; a pruned one cannot be copied."""
+    both = module, copy.deepcopy(module)
+    for each in both:
+        torch.manual_seed(1)
+        change(each)
+        each.to(next(module.parameters()).dtype)
+    return both
+
+
+def untrack(norm):
+    norm.track_running_stats, norm.running_mean, norm.running_var, norm.num_batches_tracked = False, None, None, None
 
 
 def stir(module):
@@ -74,17 +95,24 @@ def test_running_statistics_are_those_of_torch(momentum, inputs, residual):
     assert all(count == 4 for name, count in buffers(block).items() if "num_batches" in name)
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_groups_are_calls_one_after_the_other(momentum):
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("momentum", [0.1, 1.0, 0.0, None])
+def test_groups_are_calls_one_after_the_other(momentum, groups):
     torch.manual_seed(0)
     block = GCNBlock(3, 5, graphs.TRUNK7, dropout=0.0).double()
-    for module in block.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
-            module.momentum = momentum
+    for norm in norms(block):
+        norm.momentum = momentum
     twin, x = copy.deepcopy(block), torch.randn(8, 7, 3, dtype=torch.float64)
-    assert_close(block(x, groups=2), torch.cat([twin(half) for half in x.chunk(2)]))
-    assert_close(buffers(block), buffers(twin))
-    assert buffers(block)["spatial.1.num_batches_tracked"] == 2
+    for _ in range(2):
+        assert_close(block(x, groups=groups), torch.cat([twin(part) for part in x.chunk(groups)]))
+    assert_close(buffers(block), buffers(twin), rtol=1e-12, atol=1e-12)
+    assert buffers(block)["spatial.1.num_batches_tracked"] == 2 * groups
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_wait_for_no_device(momentum):
+    with FakeTensorMode():  # in which no value can be read
+        update_statistics([ChannelNorm(5, momentum=momentum)], torch.rand(1, 2, 3, 5), 7)
 
 
 def test_network_equals_its_layers():
@@ -111,9 +139,86 @@ def test_groups_of_the_network_are_calls_one_after_the_other():
     assert_close(net(x, groups=2), net(x))
 
 
-def test_a_group_of_the_network_is_whole():
-    with pytest.raises(ValueError, match=re.escape("PartGCN: x must have a multiple of 2 frames, got 9")):
-        network()(torch.rand(9, 21, 2), groups=2)
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        (2, "{}: x must have a multiple of 2 {}, got 9"),
+        (0, "{}: groups must be in [1, 2147483647], got 0"),
+        (-3, "{}: groups must be in [1, 2147483647], got -3"),
+    ],
+)
+def test_groups_are_whole(groups, sentence, train):
+    with pytest.raises(ValueError, match=re.escape(sentence.format("PartGCN", "frames"))):
+        network().train(train)(torch.rand(9, 21, 2), groups=groups)
+    with pytest.raises(ValueError, match=re.escape(sentence.format("GCNBlock", "rows"))):
+        GCNBlock(3, 5, graphs.TRUNK7).train(train)(torch.rand(9, 7, 3), groups=groups)
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def freeze_all(block):
+    for norm in norms(block):
+        norm.eval()
+
+
+BY_LAYERS = {  # what the op for training does not do
+    "frozen norms": freeze_all,
+    "one frozen norm": lambda block: block.pointwise[1].eval(),
+    "dropout off": lambda block: block.dropout.eval(),
+    "an epsilon": lambda block: setattr(block.pointwise[1], "eps", 1.0),
+    "a momentum": lambda block: setattr(block.residual[1], "momentum", None),
+    "no running statistics": lambda block: untrack(block.residual[1]),
+    "SyncBatchNorm": lambda block: torch.nn.SyncBatchNorm.convert_sync_batchnorm(block),
+    "pruning": lambda block: prune.l1_unstructured(block.pointwise[0], "weight", 0.5),
+    "another layer": lambda block: setattr(block.spatial, "0", torch.nn.Sequential(block.spatial[0], Doubled(5, 5))),
+    "another map": lambda block: setattr(block.pointwise, "0", Doubled(5, 5)),
+    "another residual": lambda block: setattr(block, "residual", Doubled(3, 5)),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("change", BY_LAYERS.values(), ids=BY_LAYERS)
+def test_a_block_that_the_op_cannot_train_runs_by_its_layers(change, groups):
+    torch.manual_seed(0)
+    block = stir(GCNBlock(3, 5, graphs.TRUNK7, dropout=0.5 if change is BY_LAYERS["dropout off"] else 0.0))
+    block, twin = changed(block.double(), change)
+    x = torch.randn(6, 7, 3, dtype=torch.float64)
+    assert block.training and not block.fuses(training=True)
+    for _ in range(2):
+        out, expected = block(x, groups), torch.cat([plain(twin, part) for part in x.chunk(groups)])
+        assert_close(out, expected)
+        grad = torch.randn_like(out)
+        ours, theirs = (torch.autograd.grad(y, list(m.parameters()), grad) for m, y in ((block, out), (twin, expected)))
+        assert_close(ours, theirs)
+    assert_close(buffers(block), buffers(twin))
+    if change is freeze_all:
+        assert_close(block(x), copy.deepcopy(block).eval()(x))
+
+
+def test_frozen_statistics_of_a_network_stay():
+    net = stir(network(dropout=0.0, frame_dropout=0.0))
+    freeze_all(net)
+    before, x = copy.deepcopy(buffers(net)), torch.rand(1, 21, 2)  # one frame will do
+    out = net(x)
+    assert_close(out, copy.deepcopy(net).eval()(x))
+    assert_close(buffers(net), before, rtol=0, atol=0)
+
+
+def test_pruned_weights_train():
+    torch.manual_seed(0)
+    block, x = GCNBlock(5, 5, graphs.TRUNK7), torch.randn(6, 7, 5)
+    prune.l1_unstructured(block.pointwise[0], "weight", 0.5)
+    optimizer = torch.optim.SGD(block.parameters(), 1.0)
+    for _ in range(2):
+        block(x).square().sum().backward()
+        optimizer.step()
+    block(x)
+    linear = block.pointwise[0]
+    assert_close(linear.weight, linear.weight_orig * linear.weight_mask)
 
 
 def test_dropout_follows_the_generator_of_torch():
@@ -135,12 +240,17 @@ def test_dropout_keeps_the_mean():
     assert out.mean().item() == pytest.approx(5.0, abs=0.05)
 
 
-def test_training_step_compiles_whole():
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_training_step_compiles_whole(dynamic, frozen):
     torch._dynamo.reset()
-    net = network()
+    net = network(dropout=0.0 if frozen else 0.05)  # of other random numbers than the op
+    if frozen:
+        freeze_all(net)
     twin, x = copy.deepcopy(net), torch.rand(2, 3, 21, 2)
     results = []
-    for module, function in ((net, net), (twin, torch.compile(twin, fullgraph=True, backend="aot_eager"))):
+    compiled = torch.compile(twin, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for module, function in ((net, net), (twin, compiled)):
         torch.manual_seed(1)
         loss = function(x, groups=2).square().sum()
         results.append((loss, torch.autograd.grad(loss, list(module.parameters())), buffers(module)))
@@ -190,6 +300,53 @@ def test_evaluation_with_and_without_a_gradient(dtype):
         with mode():
             assert_close(net(x), out.detach(), rtol=limit, atol=limit)
     assert_close(buffers(net), before, rtol=0, atol=0)
+
+
+def put_hook(module, seen):
+    module.register_forward_hook(lambda *_: seen.append(module))
+
+
+UNFOLDED = {
+    "one block trains": lambda net: net.blocks[4].train(),
+    "one norm trains": lambda net: net.blocks[0].pointwise[1].train(),
+    "a norm without statistics": lambda net: untrack(net.blocks[2].residual[1]),
+    "pruning": lambda net: prune.l1_unstructured(net.blocks[1].spatial[0], "weight", 0.5),
+    "another map": lambda net: setattr(net.blocks[1].pointwise, "0", Doubled(6, 6)),
+}
+
+
+@pytest.mark.parametrize("change", UNFOLDED.values(), ids=UNFOLDED)
+def test_a_network_that_cannot_be_folded_runs_by_its_blocks(change):
+    net, x = stir(network(dropout=0.0)).eval(), torch.rand(9, 21, 2)
+    net, twin = changed(net, change)
+    with torch.no_grad():
+        out = net(x)
+    assert_close(out, plain_network(twin, x).detach(), rtol=1e-4, atol=1e-4)
+    assert_close(buffers(net), buffers(twin))
+
+
+def test_hooks_are_called_with_and_without_a_gradient():
+    net, x, seen = network().eval(), torch.rand(5, 21, 2), []
+    for module in (net.blocks[2], net.blocks[2].spatial, net.blocks[2].residual[0], net.blocks[1].residual):
+        put_hook(module, seen)
+    with torch.no_grad():
+        net(x)
+    assert len(seen) == 4
+    net(x)
+    net.train()(x)
+    assert len(seen) == 12
+
+
+def test_synchronised_norms():
+    net, x = stir(network(dropout=0.0, frame_dropout=0.0)).double(), torch.rand(9, 21, 2, dtype=torch.float64)
+    twin = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+    assert not norms(twin)
+    assert_close(twin(x), net(x))
+    assert_close(buffers(twin), buffers(net))
+    net.eval(), twin.eval()
+    assert all(block.fuses(training=False) for block in twin.blocks)
+    with torch.no_grad():
+        assert_close(twin(x), net(x))
 
 
 def test_one_frame_and_none():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from slrfast.data import PoseBatch
@@ -130,6 +131,33 @@ def test_equal_lengths_train_as_the_dense_form():
     assert_same(block, x, block(x, offsets_of((5, 5, 5))), block(x.unflatten(0, (3, 5)).mT).mT.flatten(0, 1))
 
 
+def test_groups_of_the_temporal_block_are_calls_one_after_the_other():
+    torch.manual_seed(0)
+    block, x = TemporalBlock(DIM).double(), torch.randn(6, DIM, 5, dtype=torch.float64)
+    twin = copy.deepcopy(block)
+    assert_close(block(x, groups=3), torch.cat([twin(part) for part in x.chunk(3)]))
+    assert_close(list(block.buffers()), list(twin.buffers()))
+    assert_close(block.eval()(x, groups=3), block(x))
+
+
+def test_a_pruned_temporal_block_trains():
+    torch.manual_seed(0)
+    block, x = TemporalBlock(DIM), torch.randn(2, DIM, 5)
+    twin = copy.deepcopy(block)
+    prune.l1_unstructured(block.join[0], "weight", 0.5)
+    twin.join[0].weight.data *= block.join[0].weight_mask
+    for _ in range(2):
+        out = block(x)
+        out.sum().backward()
+    assert_close(out, twin(x))
+
+
+def test_frozen_statistics_of_a_temporal_block_need_no_second_frame():
+    block, x = TemporalBlock(DIM), torch.randn(1, DIM, 1)
+    block.join[1].eval()
+    assert_close(block(x), copy.deepcopy(block).eval()(x))
+
+
 def test_attention_pool_equals_a_loop_over_clips():
     torch.manual_seed(0)
     lengths, pool = (4, 1, 7, 2), AttentionPool(DIM).double()
@@ -142,6 +170,21 @@ def test_attention_pool_equals_a_loop_over_clips():
     assert_same(pool, x, packed, torch.cat(loop))
     assert_close(packed[0], x[:4].mean(0))
     assert_close(packed[1], x[4])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("offsets", [None, Packing.of(offsets_of((3, 1, 2)))], ids=["dense", "packed"])
+def test_what_a_masked_position_holds_does_not_matter(offsets, value):
+    torch.manual_seed(0)
+    pool, x = AttentionPool(DIM), torch.randn(*((2, 3) if offsets is None else (6,)), DIM)
+    mask = torch.tensor([True, False, True, False, True, False]).view(x.shape[:-1])  # a packed clip without any True
+    spoiled = x.clone()
+    spoiled.view(-1, DIM)[[1, 5]] = value
+    results = []
+    for rows in (x.requires_grad_(), spoiled.requires_grad_()):
+        out = pool(rows, mask, offsets)
+        results.append((out, torch.autograd.grad(out.square().sum(), [rows, *pool.parameters()])))
+    assert_close(*results)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -266,6 +309,18 @@ def test_offsets_that_do_not_fit(op, offsets, error, message):
          "TemporalBlock: x must have at least two frames in training mode, got 1"),
         (lambda x: TemporalBlock(DIM).eval()(x[:0], torch.tensor([0])), ValueError,
          "TemporalBlock: x must have at least one frame, got 0"),
+        (lambda x: TemporalBlock(DIM).eval()(x[None, :0].mT), ValueError,
+         "TemporalBlock: x must have at least one frame, got [1, 8, 0]"),
+        (lambda x: TemporalBlock(DIM).eval()(x[:0, :, None]), ValueError,
+         "TemporalBlock: x must have at least one frame, got [0, 8, 1]"),
+        (lambda x: TemporalBlock(DIM)(x[:, :, None], groups=3), ValueError,
+         "TemporalBlock: x must have a multiple of 3 sequences, got 10"),
+        (lambda x: TemporalBlock(DIM)(x[:, :, None], groups=0), ValueError,
+         "TemporalBlock: groups must be in [1, 2147483647], got 0"),
+        (lambda x: TemporalBlock(DIM)(x[:, :, None], groups=10), ValueError,
+         "TemporalBlock: x must have at least two frames per group in training mode, got 1"),
+        (lambda x: TemporalBlock(DIM)(x, torch.tensor([0, 5, 10]), groups=2), ValueError,
+         "TemporalBlock: groups must be 1 with offsets, got 2"),
         (lambda x: PoseTransformer(DIM, 2)(x[None], torch.tensor([0, 10])), ValueError,
          "PoseTransformer: x must have shape [S, 8], got [1, 10, 8]"),
         (lambda x: Packing.of(torch.tensor([0, 3, 2])), ValueError, "Packing: offsets must rise from 0, got [0, 3, 2]"),
@@ -300,3 +355,17 @@ def test_both_forms_compile_to_one_graph(offsets):
     expected = forward(x, mask)
     assert_close(compiled, expected)
     assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (compiled, expected)))
+
+
+def test_other_lengths_compile_again():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    block, pool = TransformerBlock(DIM, heads=2, ffn=12, dropout=0.0), AttentionPool(DIM)
+
+    def forward(x, packing):
+        return pool(block(x, packing), offsets=packing)
+
+    compiled = torch.compile(forward, fullgraph=True, backend="eager")
+    for lengths in ((2, 3), (4, 1), (3, 5, 2), (2, 2)):
+        x, packing = rows(lengths, dtype=torch.float32), Packing.of(offsets_of(lengths))
+        assert_close(compiled(x, packing), forward(x, packing))

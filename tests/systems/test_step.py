@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import slrfast
+from benchmarks.capture import graphed
 from slrfast.data import PoseBatch
 from slrfast.systems.stc import STC, STCConfig
 
@@ -29,11 +30,27 @@ def step(system, clips, seed=0):
     return losses["loss"].detach(), {name: p.grad for name, p in system.query.named_parameters()}
 
 
-def test_compiles_without_a_graph_break():
-    system, clips = tiny(streams=("joint",)), batch()
-    torch.compile(lambda: system.training_step(clips)["loss"], backend="aot_eager", fullgraph=True)().backward()
-    grads = [p.grad for p in system.query.parameters()]
-    assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
+JOINT = {"streams": ("joint",)}  # takes half as long to compile
+
+
+@pytest.mark.parametrize(
+    "precision, changes", [("float32", {}), pytest.param("bfloat16", JOINT, marks=pytest.mark.slow)]
+)
+def test_a_compiled_step_is_the_same_without_a_graph_break(precision, changes):
+    """Dropout and views of one seed: loss, every gradient, banks and statistics."""
+    eager, compiled = (tiny(layers=1, **changes) for _ in range(2))
+    clips = batch()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        losses, grads = step(eager, clips)
+        training_step = torch.compile(compiled.training_step, backend="aot_eager", fullgraph=True)
+        torch.manual_seed(0)
+        found = training_step(clips)
+    found["loss"].backward()
+    assert_close(found["loss"].detach(), losses)
+    for name, parameter in compiled.query.named_parameters():
+        assert_close(parameter.grad, grads[name], rtol=1e-5, atol=1e-6, msg=name)
+    for (name, mine), theirs in zip(compiled.named_buffers(), eager.buffers(), strict=True):
+        assert_close(mine, theirs, msg=name)
 
 
 def test_fused_and_reference_operations_take_the_same_step():
@@ -48,6 +65,30 @@ def test_fused_and_reference_operations_take_the_same_step():
         assert_close(grad, expected_grads[name], rtol=1e-6, atol=1e-9, msg=name)
     for (name, mine), theirs in zip(fused.named_buffers(), reference.buffers(), strict=True):
         assert_close(mine, theirs, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_replayed_from_a_cuda_graph_is_the_same(precision):
+    """Views and dropout of one seed: loss, every gradient, banks and statistics."""
+    system, clips = tiny().cuda(), batch().to("cuda")
+    start = {name: tensor.clone() for name, tensor in system.state_dict().items()}
+    parameters = list(system.query.parameters())
+
+    def run():
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = system.training_step(clips)["loss"]
+        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    def from_start(call):
+        system.load_state_dict(start)
+        torch.manual_seed(0)
+        return [tensor.clone() for tensor in (*call(), *system.buffers())]
+
+    replay = graphed(run)
+    for mine, theirs in zip(from_start(replay), from_start(run), strict=True):
+        assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bank_dtype", ["float32", "bfloat16"])

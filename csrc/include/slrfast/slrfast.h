@@ -108,7 +108,7 @@ slr_status slr_enqueue_cpu(int32_t bank_dtype, void* bank, int64_t row_stride, i
  * [edge_count]. Rows are `groups` equal parts with statistics of their own. `norm` [groups][4][C] is a batch
  * normalisation: 1 / deviation, -mean / deviation, gamma, beta; `sums` [2][groups][C] are those of the gradient of its
  * result and of that times the normalised value. `seed` and the site of a dropout give its mask, see
- * slrfast/reference/dropout.py. Results depend on `threads` only in the rounding of the gradients of weights. */
+ * slrfast/reference/dropout.py. Results depend on `threads` only in the rounding of grad_weight and grad_bias. */
 
 /* y [rows, nodes, outputs] = sum over edges (p, v, w) of coefficient (x[v] weight[p] + bias[p]) at w; x [rows, nodes,
  * inputs], weight [partitions, inputs, outputs], bias [partitions, outputs] or null; moments [2][groups][outputs], mean
@@ -118,8 +118,9 @@ slr_status slr_graph_conv_cpu(int32_t dtype, const void* x, int64_t rows, int64_
                               int64_t edge_count, const void* weight, const void* bias, void* y, int64_t groups,
                               void* moments, int32_t threads);
 
-/* Its adjoint. grad is that of y or, with `norm`, of norm(y); `along` [rows, nodes, inputs], or null, is added to
- * grad_x and may be the same buffer. */
+/* Its adjoint. grad is that of y or, with `norm`, of norm(y), which then needs y and sums; `along` [rows, nodes,
+ * inputs], or null, is added to grad_x and may be the same buffer. grad_weight [partitions, inputs, outputs], grad_bias
+ * [partitions, outputs]. */
 slr_status slr_graph_conv_grad_cpu(int32_t dtype, const void* grad, const void* y, const void* norm, const void* sums,
                                    int64_t groups, const void* x, int64_t rows, int64_t nodes, int64_t inputs,
                                    int64_t outputs, int64_t partitions, const int32_t* edges, const float* coefficients,
@@ -133,7 +134,8 @@ slr_status slr_gcn_map_cpu(int32_t dtype, const void* x, int64_t rows, int64_t i
                            void* y, void* moments, int32_t threads);
 
 /* Its adjoint from grad, that of dropout at site 1 of norm(y): grad_x is that of x_norm(x), or of x where x_norm is
- * null (then f is nothing); x_sums those of x_norm. `dropout` is that of both sites. */
+ * null (then f is nothing); x_sums [2][groups][inputs] are the sums of x_norm. `dropout` is that of both sites.
+ * grad_weight [outputs, inputs], grad_bias [outputs]. */
 slr_status slr_gcn_map_grad_cpu(int32_t dtype, const void* grad, const void* y, int64_t rows, int64_t inputs,
                                 int64_t outputs, int64_t groups, const void* norm, const void* sums, double dropout,
                                 const int64_t* seed, const void* x, const void* x_norm, const void* weight,
@@ -145,7 +147,8 @@ slr_status slr_gcn_output_cpu(int32_t dtype, const void* y, int64_t rows, int64_
                               const void* norm, double dropout, const int64_t* seed, const void* residual,
                               const void* residual_norm, void* out, int32_t threads);
 
-/* masked = grad where out > 0, else 0; sums of norm, and of residual_norm where there is one. */
+/* masked [rows, channels] = 0 where out <= 0, else grad, also where out is NaN; sums [2][groups][channels] those of
+ * norm, residual_sums those of residual_norm where there is one. */
 slr_status slr_gcn_output_grad_cpu(int32_t dtype, const void* grad, const void* y, int64_t rows, int64_t channels,
                                    int64_t groups, const void* norm, double dropout, const int64_t* seed,
                                    const void* residual, const void* residual_norm, void* masked, void* sums,
@@ -156,13 +159,15 @@ slr_status slr_gcn_output_grad_cpu(int32_t dtype, const void* grad, const void* 
 slr_status slr_part_max_cpu(int32_t dtype, const void* x, int64_t rows, int64_t nodes, int64_t channels,
                             const int32_t* members, int64_t parts, int64_t most, void* pooled, uint8_t* chosen,
                             int32_t threads);
+
+/* Its adjoint: grad and chosen [rows, parts, channels], grad_x [rows, nodes, channels]. */
 slr_status slr_part_max_grad_cpu(int32_t dtype, const void* grad, const uint8_t* chosen, int64_t rows, int64_t nodes,
                                  int64_t channels, const int32_t* members, int64_t parts, int64_t most, void* grad_x,
                                  int32_t threads);
 
 /* relu(relu(graph_conv(x; weight) + node_bias) map^T + bias + residual(x)); residual(x) is x if `identity`, x
  * residual^T, or nothing. weight [partitions, inputs, outputs], node_bias [nodes, outputs], map [outputs, outputs],
- * bias [outputs], residual [outputs, inputs] or null. */
+ * bias [outputs], residual [outputs, inputs] or null, which it is with `identity`. */
 typedef struct slr_folded_block {
   int64_t inputs, outputs, identity;
   const void *weight, *node_bias, *map, *bias, *residual;
