@@ -102,9 +102,12 @@ def _flop_rate(device: str, _threads: int) -> float:
     return 2 * size**3 / _fastest(lambda: torch.mm(a, b), 1, device)
 
 
+_BEYOND_CACHES = 1 << 30
+
+
 def copy_rate(device: str, traffic: int) -> float:
     """Bytes/s, read plus written, of a copy that moves ``traffic`` bytes: what the caches give at that size."""
-    return _copy_rate(device, traffic, torch.get_num_threads())
+    return _copy_rate(device, min(traffic, _BEYOND_CACHES), torch.get_num_threads())
 
 
 @lru_cache
