@@ -82,11 +82,12 @@ def positive(op: str, **scalars: float) -> None:
 
 
 def number_between(op: str, low: float, high: float, **scalars: float) -> None:
-    """Every scalar is a number in [low, high]."""
+    """Every scalar is a finite number in [low, high]."""
+    rule = f"be in [{low:g}, {high:g}]" if high < math.inf else f"be finite and >= {low:g}"
     for name, value in scalars.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise TypeError(message(op, name, "be a number", type(value).__name__))
-        require(low <= value <= high, op, name, f"be in [{low}, {high}]", value)
+        require(low <= value <= high and value < math.inf, op, name, rule, value)
 
 
 def integer_between(op: str, low: int, high: int, **scalars: int) -> None:
@@ -107,6 +108,15 @@ def rising(op: str, end: int | None, **offsets: Sequence[int]) -> None:
             raise ValueError(
                 message(op, name, rule, values if len(values) <= 8 else (*falls, f"{values[0]} to {values[-1]}")[0])
             )
+
+
+def lengths(op: str, frames: int, lengths: Tensor) -> None:
+    """Every length is in [0, frames], where values may be read."""
+    if may_read(lengths):
+        outside = (lengths < 0) | (lengths > frames)
+        if bool(outside.any()):
+            b = int(outside.nonzero()[0])
+            require(False, op, "lengths", f"be in [0, {frames}]", f"{int(lengths[b])} for clip {b}")
 
 
 def choice(op: str, options: Sequence[str], **values: str) -> None:

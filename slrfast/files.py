@@ -39,6 +39,27 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: str | os.PathLike, busy: Exception) -> Iterator[None]:
+    """Raise ``busy`` where another process holds the folder; the lock ends with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows cannot lock a folder
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

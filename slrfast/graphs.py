@@ -319,6 +319,8 @@ def _select(parts: Mapping[str, Sequence[int]]) -> Layout:
 
 
 _LAYOUTS = {133: _coco133()}
+LAYOUTS = (49, 75, 79, 133)
+"""The keypoints of every layout."""
 _LEFT, _RIGHT, _MOUTH, _FACE = range(91, 112), range(112, 133), range(83, 91), (*range(23, 40), 53)
 _TRUNK = (0, 5, 7, 9, 6, 8, 10)
 _LAYOUTS[49] = _select({"right_hand": _RIGHT, "left_hand": _LEFT, "trunk": _TRUNK})

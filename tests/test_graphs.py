@@ -71,6 +71,46 @@ def test_layouts():
     assert (np.diff(graphs.layout(79).indices) > 0).all()
 
 
+def test_flips_of_the_face_follow_its_geometry():
+    """Mirror 68 points drawn symmetrically, right side of the face at x < 0, and every point lands on its partner."""
+    jaw = [(-np.cos(a), np.sin(a)) for a in np.linspace(0, np.pi, 17)]
+    brows = [(side * x, -0.6 - 0.1 * x) for side, xs in ((-1, (5, 4, 3, 2, 1)), (1, (1, 2, 3, 4, 5))) for x in xs]
+    nose = [(0, y) for y in (-0.4, -0.3, -0.2, -0.1)] + [(x, 0.05) for x in (-2, -1, 0, 1, 2)]
+    right_eye = [(-4, -0.3), (-3.5, -0.4), (-3, -0.4), (-2, -0.3), (-3, -0.2), (-3.5, -0.2)]
+    left_eye = [(2, -0.3), (3, -0.4), (3.5, -0.4), (4, -0.3), (3.5, -0.2), (3, -0.2)]
+    outer = [(-3, 0.3), (-2, 0.2), (-1, 0.1), (0, 0.15), (1, 0.1), (2, 0.2), (3, 0.3)]
+    outer += [(2, 0.4), (1, 0.5), (0, 0.6), (-1, 0.5), (-2, 0.4)]
+    inner = [(-2.5, 0.3), (-1, 0.25), (0, 0.27), (1, 0.25), (2.5, 0.3), (1, 0.35), (0, 0.37), (-1, 0.35)]
+    face = np.array(jaw + brows + nose + right_eye + left_eye + outer + inner)
+    for keypoints in (75, 79, 133):
+        layout = graphs.layout(keypoints)
+        rows = np.array([i for i, name in enumerate(layout.names) if name.startswith("face_")])
+        points = face[layout.indices[rows] - 23]
+        partner = face[layout.indices[layout.flip[rows]] - 23]
+        np.testing.assert_allclose(partner, points * (-1, 1), atol=1e-12)
+
+
+def test_parts_are_named_alike_in_every_layout():
+    whole = graphs.layout(133)
+    parts = {keypoints: graphs.layout(keypoints).parts for keypoints in graphs.LAYOUTS}
+    assert {keypoints: list(names) for keypoints, names in parts.items()} == {
+        49: ["right_hand", "left_hand", "trunk"],
+        75: ["left_hand", "right_hand", "face", "mouth", "trunk"],
+        79: ["body", "face", "mouth", "left_hand", "right_hand"],
+        133: ["body", "feet", "face", "left_hand", "right_hand"],
+    }
+    for keypoints in graphs.LAYOUTS:
+        layout = graphs.layout(keypoints)
+        assert layout.names == tuple(whole.names[i] for i in layout.indices)
+        for side, other in (("left", "right"), ("right", "left")):
+            hand = layout.parts[f"{side}_hand"]
+            rows = np.arange(keypoints)
+            assert layout.flip[hand].tolist() == rows[layout.parts[f"{other}_hand"]].tolist()
+            assert {name.rsplit("_", 1)[0] for name in layout.names[hand]} <= {
+                f"{side}_hand", *(f"{side}_hand_{finger}" for finger in graphs.FINGERS)
+            }  # fmt: skip
+
+
 def test_graph_is_a_key():
     again = SkeletonGraph.from_edges(["a", "b"], [(0, 1)])
     assert again == SkeletonGraph.from_edges(["a", "b"], [(0, 1)]) and len({again, again}) == 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Case, as_test, main
+from benchmarks.ops._gradients import with_gradients
 from slrfast import ops
 from slrfast.data import AugmentPlan
 from slrfast.ops import AugmentTensors
@@ -55,6 +56,19 @@ def cases(device: str) -> Iterator[Case]:
             bytes=2 * (x.nbytes + confidence.nbytes),
             device=device,
         )
+    grad = torch.randn(x.shape, generator=generator).to(device)
+    yield Case(
+        name="legacy, forward + backward",
+        shapes={"x": x.shape},
+        candidates={
+            "slrfast": with_gradients(lambda x: ops.augment(x, confidence, plan)[0], x, grad=grad),
+            "eager": with_gradients(lambda x: field_augment(x, confidence, plan)[0], x, grad=grad),
+        },
+        truth=with_gradients(lambda x: field_augment(x, confidence.double(), wide)[0], x.double(), grad=grad.double()),
+        flops=16 * confidence.numel(),
+        bytes=4 * x.nbytes + 3 * confidence.nbytes,
+        device=device,
+    )
 
 
 test_augment = as_test("augment", cases)

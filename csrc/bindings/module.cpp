@@ -63,6 +63,7 @@ PYBIND11_MODULE(_C, module) {
     check(slr_cpu_isa(&name));
     return name;
   });
+  define(module, "augment_cpu", slr_augment_cpu);
   define(module, "bank_losses_cpu", slr_bank_losses_cpu);
   define(module, "enqueue_cpu", slr_enqueue_cpu);
   define(module, "feature_kl_cpu", slr_feature_kl_cpu);
@@ -73,15 +74,20 @@ PYBIND11_MODULE(_C, module) {
   define(module, "graph_conv_cpu", slr_graph_conv_cpu);
   define(module, "graph_conv_grad_cpu", slr_graph_conv_grad_cpu);
   define(module, "info_nce_cpu", slr_info_nce_cpu);
+  define(module, "masked_motion_loss_cpu", slr_masked_motion_loss_cpu);
   define(module, "mined_bce_cpu", slr_mined_bce_cpu);
   define(module, "motion_cpu", slr_motion_cpu);
   define(module, "motion_cuda", slr_motion_cuda);
   define(module, "motion_grad_cpu", slr_motion_grad_cpu);
   define(module, "motion_grad_cuda", slr_motion_grad_cuda);
+  define(module, "motion_mask_cpu", slr_motion_mask_cpu);
   define(module, "neighbor_kl_cpu", slr_neighbor_kl_cpu);
   define(module, "part_gcn_cpu", slr_part_gcn_cpu);
   define(module, "part_max_cpu", slr_part_max_cpu);
   define(module, "part_max_grad_cpu", slr_part_max_grad_cpu);
+  define(module, "pose_views_cpu", slr_pose_views_cpu);
+  define(module, "resample_cpu", slr_resample_cpu);
+  define(module, "resample_nearest_cpu", slr_resample_nearest_cpu);
   define(module, "topk_similarity_cpu", slr_topk_similarity_cpu);
   define(module, "topk_similarity_grad_cpu", slr_topk_similarity_grad_cpu);
 }

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slrfast import checks, graphs
 from slrfast.ops import AugmentTensors
 
-_LAYOUT = graphs.layout(49)
-_V, _P = len(_LAYOUT.names), len(_LAYOUT.parts)
-_HAND = 21
-
 
 @dataclass(frozen=True)
 class AugmentPlan:
-    """What one view of a clip is changed by. One draw per clip, the same for both hands and the trunk.
+    """What one view of a clip is changed by. One draw per clip and view, the same for both hands and the trunk.
 
     The linear map is y = (x - center) M^T + center with M = rotation times scale times [[1, a], [b, 1]], in the
     coordinates of each part's own box. The papers do not state ranges; :meth:`paper` is ours, :meth:`legacy` is the
@@ -30,7 +29,7 @@ class AugmentPlan:
         shear: a and b, uniform and independent.
         center: the fixed point, (0.5, 0.5) for the middle of the box.
         joint_probability: how often joints are corrupted.
-        joint_fraction: share of the 49 joints, exactly round(49 * joint_fraction) of them, for the whole clip.
+        joint_fraction: share of the V joints, exactly round(V * joint_fraction) of them, for the whole clip.
         matrix_probability: how often the chosen joints are multiplied by a random matrix instead of dropped.
         matrix: range of that matrix's four entries.
         exclusive: a clip gets either corrupted joints or the linear map, never both.
@@ -109,55 +108,111 @@ class AugmentPlan:
         self,
         batch_size: int,
         *,
+        keypoints: int = 49,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> AugmentTensors:
-        """Draw one change per clip, on the device.
+        """Draw one change per clip, on the device. Several views of a batch are one draw of views times clips.
+
+        One call of the random number generator gives everything; a plan that changes nothing makes none.
 
         Args:
             batch_size: B.
+            keypoints: V, which names the layout: its hands are swapped, its parts have their own boxes.
             generator: source of randomness, on the same device; None takes torch's default.
             device: where the tensors live.
             dtype: of ``linear`` and ``center``.
         Returns:
-            AugmentTensors for the 49-joint layout, with P = 3 parts: right hand, left hand, trunk.
+            AugmentTensors for that layout; of the 49 joints P = 3 parts: right hand, left hand, trunk.
         """
         checks.integer_between("AugmentPlan.draw", 0, 1 << 24, batch_size=batch_size)
-
-        def uniform(low_high: tuple[float, float], *shape: int) -> Tensor:
-            low, high = low_high
-            return low + (high - low) * torch.rand(batch_size, *shape, generator=generator, device=device, dtype=dtype)
-
-        def chance(probability: float) -> Tensor:
-            return torch.rand(batch_size, generator=generator, device=device) < probability
-
-        angle, scale, shear = uniform(self.rotation) * (math.pi / 180), uniform(self.scale), uniform(self.shear, 2)
-        corrupted, multiplied, swap = map(
-            chance, (self.joint_probability, self.matrix_probability, self.swap_probability)
-        )
-        matrix = uniform(self.matrix, 2, 2)
-        order = torch.rand(batch_size, _V, generator=generator, device=device).argsort(1)
-        joint = torch.zeros(batch_size, _V, dtype=torch.bool, device=device)
-        joint.scatter_(1, order[:, : round(_V * self.joint_fraction)], True)
-
-        cos, sin, one = torch.cos(angle), torch.sin(angle), torch.ones_like(angle)
-        rotation = torch.stack((cos, -sin, sin, cos), -1).unflatten(-1, (2, 2))
-        sheared = torch.stack((one, shear[:, 0], shear[:, 1], one), -1).unflatten(-1, (2, 2))
-        linear = scale[:, None, None] * (rotation @ sheared)
-        multiplied = corrupted & multiplied
-        linear = torch.where(multiplied[:, None, None], matrix, linear)
-        whole = ~corrupted if self.exclusive else torch.ones_like(corrupted)
-        center = torch.stack([torch.full((batch_size, _P), at, dtype=dtype, device=device) for at in self.center], -1)
-
-        rows = torch.arange(_V, device=device)
-        other = torch.where(rows < _HAND, rows + _HAND, rows - _HAND)
+        fixed = _fixed(self, keypoints, torch.device(device), dtype)
+        affected = drop = fixed.never.expand(batch_size, keypoints)
+        linear, swap = fixed.unit.expand(batch_size, 2, 2), drop[:, 0]
+        corrupts, maps = fixed.corrupted > 0, self._maps
+        if corrupts or maps or self.swap_probability > 0:
+            columns = 11 + keypoints * corrupts
+            numbers = torch.rand(batch_size, columns, generator=generator, device=device, dtype=dtype)
+            ranges = torch.addcmul(fixed.low, numbers[:, :8], fixed.span)
+            corrupted, multiplied, swap = (numbers[:, 8:11] < fixed.chances).split(1, 1)
+            swap = swap[:, 0]
+            if maps:
+                linear, affected = self._map(*ranges[:, :4].unbind(1)), drop.logical_not()
+            if corrupts:
+                keys = numbers[:, 11:].topk(fixed.corrupted, 1, largest=False, sorted=False).indices
+                joint = torch.zeros_like(drop, memory_format=torch.contiguous_format)
+                drop = joint = joint.scatter_(1, keys, corrupted.expand_as(keys))
+                affected = affected & ~corrupted if self.exclusive else affected
+                if self.matrix_probability > 0:
+                    multiplied = multiplied & corrupted
+                    linear = torch.where(multiplied[..., None], ranges[:, 4:].unflatten(1, (2, 2)), linear)
+                    affected, drop = torch.where(multiplied, joint, affected), joint & ~multiplied
         return AugmentTensors(
-            linear=linear[:, None].expand(batch_size, _P, 2, 2),
-            center=center,
-            part=(rows >= _HAND).long() + (rows >= 2 * _HAND).long(),
-            affected=torch.where(multiplied[:, None], joint, whole[:, None]),
-            drop=joint & (corrupted & ~multiplied)[:, None],
+            linear=linear[:, None].expand(-1, len(fixed.center), 2, 2),
+            center=fixed.center.expand(batch_size, -1, 2),
+            part=fixed.part,
+            affected=affected,
+            drop=drop,
             swap=swap,
-            swap_index=torch.where(rows < 2 * _HAND, other, rows),
+            swap_index=fixed.swap_index,
         )
+
+    @property
+    def _maps(self) -> bool:
+        """Whether the linear map can be another than the unit matrix."""
+        return (self.rotation, self.scale, self.shear) != ((0.0, 0.0), (1.0, 1.0), (0.0, 0.0))
+
+    def _map(self, angle: Tensor, scale: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """scale R(angle) [[1, a], [b, 1]], [B, 2, 2]; the angle in radians."""
+        cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
+        rows = (cos, -sin, sin, cos)
+        if self.shear != (0.0, 0.0):
+            rows = (cos - sin * b, cos * a - sin, sin + cos * b, sin * a + cos)
+        return torch.stack(rows, 1).unflatten(1, (2, 2))
+
+
+class _Fixed(NamedTuple):
+    """What every draw of a plan has in common, on a device."""
+
+    part: Tensor
+    swap_index: Tensor
+    center: Tensor  # [P, 2]
+    never: Tensor  # False, [1, 1]
+    unit: Tensor  # [2, 2]
+    low: Tensor  # [8] of angle, scale, both shears, and the entries of the random matrix
+    span: Tensor
+    chances: Tensor  # [3] of corrupted joints, of the random matrix, of the swap
+    corrupted: int
+
+
+def _fixed(plan: AugmentPlan, keypoints: int, device: torch.device, dtype: torch.dtype) -> _Fixed:
+    """Made once for every plan and device; a constant under ``torch.compile``."""
+    return _cached(plan, keypoints, device, dtype)
+
+
+_fixed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=64)
+def _cached(plan: AugmentPlan, keypoints: int, device: torch.device, dtype: torch.dtype) -> _Fixed:
+    parts = graphs.layout(keypoints).parts
+    parts_of, swaps = np.zeros(keypoints, np.int64), np.arange(keypoints)
+    for p, rows in enumerate(parts.values()):
+        parts_of[rows] = p
+    right, left = parts["right_hand"], parts["left_hand"]
+    swaps[right], swaps[left] = swaps[left].copy(), swaps[right].copy()
+    radians = tuple(math.radians(angle) for angle in plan.rotation)
+    ranges = np.array([radians, plan.scale, plan.shear, plan.shear, *[plan.matrix] * 4])
+    probabilities = plan.joint_probability, plan.matrix_probability, plan.swap_probability
+    with torch.inference_mode(False):
+        low, span, chances, center, unit = (
+            torch.tensor(np.asarray(numbers), dtype=dtype, device=device)
+            for numbers in (
+                ranges[:, 0], ranges[:, 1] - ranges[:, 0], probabilities, [plan.center] * len(parts), np.eye(2)
+            )
+        )  # fmt: skip
+        part, swap_index = (torch.from_numpy(index).to(device) for index in (parts_of, swaps))
+        never = torch.zeros(1, 1, dtype=torch.bool, device=device)
+    corrupted = round(keypoints * plan.joint_fraction) if plan.joint_probability > 0 else 0
+    return _Fixed(part, swap_index, center, never, unit, low, span, chances, corrupted)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from slrfast import checks
+from slrfast import checks, graphs
 
 
 @dataclass(eq=False)
@@ -16,12 +16,14 @@ class Clip:
     """A pre-processed clip.
 
     Attributes:
-        xy: float32 [F, 49, 2]: rows 0-20 right hand, 21-41 left hand (mirrored), 42-48 trunk. A hand's coordinates are
-            fractions of its own box, the trunk's are fractions of the image. A missing joint is (0, 0).
-        confidence: float32 [F, 49], 0 for a missing joint.
+        xy: float32 [F, V, 2], or float16 out of a packed store; ``graphs.layout(V).parts`` names the rows, V is 49, 75,
+            79 or 133. A hand's coordinates are fractions of its own box, the left hand's mirrored; all others are
+            fractions of the image. A missing joint is (0, 0).
+        confidence: [F, V] of the same type, 0 for a missing joint.
         label: class index, -1 unknown.
         name: file name, unique within a data set.
         group: signer or language, "" unknown.
+        split: "train", "test" ..., "" unknown.
         index: position in the data set it was read from.
     """
 
@@ -31,6 +33,7 @@ class Clip:
     name: str = ""
     group: str = ""
     index: int = 0
+    split: str = ""
 
     @property
     def num_frames(self) -> int:
@@ -43,8 +46,8 @@ class PoseBatch:
     """B clips behind each other, without padding.
 
     Attributes:
-        xy: float32 [F, 49, 2], all frames of all clips.
-        confidence: float32 [F, 49].
+        xy: float32 [F, V, 2], all frames of all clips; V is 49, 75, 79 or 133.
+        confidence: float32 [F, V].
         offsets: int64 [B + 1]; clip b is rows offsets[b] to offsets[b + 1].
         label: int64 [B], -1 unknown.
         index: int64 [B], position in the data set.
@@ -63,10 +66,13 @@ class PoseBatch:
     token_lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
+        keypoints = checks.shapes("PoseBatch", xy=(self.xy, "F V 2"))["V"]
+        rule = f"have one of {', '.join(map(str, graphs.LAYOUTS))} keypoints"
+        checks.require(keypoints in graphs.LAYOUTS, "PoseBatch", "xy", rule, keypoints)
         checks.shapes(
             "PoseBatch",
-            xy=(self.xy, "F 49 2"),
-            confidence=(self.confidence, "F 49"),
+            xy=(self.xy, "F V 2"),
+            confidence=(self.confidence, "F V"),
             label=(self.label, "B"),
             index=(self.index, "B"),
         )
@@ -79,9 +85,20 @@ class PoseBatch:
         return self.label.shape[0]
 
     @property
+    def num_keypoints(self) -> int:
+        """V, the layout."""
+        return self.xy.shape[1]
+
+    @property
     def lengths(self) -> Tensor:
         """Frames of every clip, int64 [B]."""
         return self.offsets[1:] - self.offsets[:-1]
+
+    def require_layout(self, op: str, keypoints: int) -> None:
+        """ValueError unless the clips are in the layout that ``op`` is made for."""
+        hint = f"pre-process with layout={keypoints}"
+        same = self.num_keypoints == keypoints
+        checks.require(same, op, "batch", f"have layout {keypoints}", self.num_keypoints, hint)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PoseBatch:
         """The same batch on another device."""
@@ -104,10 +121,12 @@ class PoseBatch:
         tensor([0, 3, 6])
         """
         checks.require(len(clips) > 0, "PoseBatch.collate", "clips", "hold at least one clip", len(clips))
+        layouts = sorted({clip.xy.shape[1] for clip in clips})
+        checks.require(len(layouts) == 1, "PoseBatch.collate", "clips", "all have the same layout", layouts)
         lengths = torch.tensor([0, *(clip.num_frames for clip in clips)])
         return cls(
-            torch.cat([clip.xy for clip in clips]),
-            torch.cat([clip.confidence for clip in clips]),
+            torch.cat([clip.xy for clip in clips]).float(),
+            torch.cat([clip.confidence for clip in clips]).float(),
             lengths.cumsum(0),
             torch.tensor([clip.label for clip in clips]),
             torch.tensor([clip.index for clip in clips]),
@@ -115,7 +134,14 @@ class PoseBatch:
 
     @classmethod
     def random(
-        cls, size: int, *, min_frames: int = 25, max_frames: int = 90, seed: int = 0, num_classes: int = 10
+        cls,
+        size: int,
+        *,
+        min_frames: int = 25,
+        max_frames: int = 90,
+        seed: int = 0,
+        num_classes: int = 10,
+        keypoints: int = 49,
     ) -> PoseBatch:
         """A batch of noise for tests and timings: positions in [0, 1), about a tenth of the joints missing.
 
@@ -125,6 +151,7 @@ class PoseBatch:
             max_frames: longest clip.
             seed: the same seed gives the same batch.
             num_classes: labels are in [0, num_classes).
+            keypoints: V.
 
         >>> PoseBatch.random(4, min_frames=5, max_frames=5).lengths
         tensor([5, 5, 5, 5])
@@ -137,8 +164,8 @@ class PoseBatch:
         lengths = torch.randint(min_frames, max_frames + 1, (size,), generator=generator)
         offsets = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
         frames = int(offsets[-1])
-        confidence = torch.rand(frames, 49, generator=generator)
+        confidence = torch.rand(frames, keypoints, generator=generator)
         confidence = torch.where(confidence < 0.1, 0, confidence)
-        xy = torch.rand(frames, 49, 2, generator=generator) * (confidence > 0)[..., None]
+        xy = torch.rand(frames, keypoints, 2, generator=generator) * (confidence > 0)[..., None]
         label = torch.randint(num_classes, (size,), generator=generator)
         return cls(xy, confidence, offsets, label, torch.arange(size))

@@ -8,8 +8,9 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from slrfast.data.dataset import ClipDataset, Entry, read, read_csv
+from slrfast.data.dataset import ClipDataset, read
 from slrfast.data.preprocess import PreprocessOptions
+from slrfast.data.sources import Entry, files, read_csv
 from slrfast.errors import DatasetError
 
 _PACKAGE, _FOLDER = "spoken_to_signed", Path("assets", "fingerspelling_lexicon")
@@ -43,7 +44,9 @@ class Fingerspelling(ClipDataset):
         folder = Path(root or os.environ.get(_ENVIRONMENT) or _installed())
         entries = index(folder)
         options = options or PreprocessOptions()
-        super().__init__(*read(str(folder), entries, "pose", options, workers, progress, string.ascii_uppercase))
+        source = files(str(folder), entries, string.ascii_uppercase, "pose", options)
+        super().__init__(*read(source, workers, progress))
+        self.options = options
 
     def letters(self) -> list[int]:
         """The positions of the clips that show one letter A-Z."""

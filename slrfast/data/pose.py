@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from slrfast import graphs
+from slrfast.data import holistic
 from slrfast.errors import PoseFileError
 
 MAX_FRAMES = 100_000
@@ -15,21 +17,17 @@ MAX_VALUES = 1 << 24
 """No reader keeps more keypoints than this for one clip."""
 MAX_POSITION = 1e6
 """Pixels; a coordinate beyond it is damage, not a detection."""
+UNITS = ("auto", "pixels", "fractions")
+"""What the positions in a file may be said to be."""
 
-_COCO = graphs.layout(133)
-_SIDES = ("left", "right")
-HOLISTIC_BODY = (
-    *("nose", "left_eye_inner", "left_eye", "left_eye_outer", "right_eye_inner", "right_eye", "right_eye_outer"),
-    *("left_ear", "right_ear", "mouth_left", "mouth_right"),
-    *(f"{s}_{j}" for j in ("shoulder", "elbow", "wrist", "pinky", "index", "thumb") for s in _SIDES),
-    *(f"{s}_{j}" for j in ("hip", "knee", "ankle", "heel", "foot_index") for s in _SIDES),
-)
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "coco133": _COCO.names,
-    "holistic": (*HOLISTIC_BODY, *(f"{s}_hand_{joint}" for s in _SIDES for joint in graphs.HAND_NAMES)),
+    "coco133": graphs.layout(133).names,
+    "holistic": (*holistic.BODY, *holistic.HANDS),
+    "holistic_face": (*holistic.BODY, *holistic.HANDS, *holistic.FACE),
     "sign49": graphs.layout(49).names,
 }
-"""Keypoint names per layout: COCO-WholeBody, MediaPipe Holistic (33 body, left hand, right hand) and the 49 of STC."""
+"""Keypoint names of every layout that a file may have: COCO-WholeBody; MediaPipe Holistic (33 body, left hand, right
+hand) without and with the 68 face points; the 49 of STC."""
 
 
 @dataclass(eq=False)
@@ -43,7 +41,7 @@ class Pose:
         confidence: float32 [T, P, V].
         fps: frames per second, 0 if the file does not say.
         size: (width, height) of the image in pixels, None if the file does not say.
-        layout: "coco133", "holistic" or "sign49".
+        layout: one of ``LAYOUTS``.
         path: where it came from, for error messages.
     Raises:
         PoseFileError: wrong shapes, no frames, or a position or confidence that is not a finite number; the message
@@ -93,6 +91,10 @@ class Pose:
         if np.shape(self.confidence) != shape[:3]:
             got = list(np.shape(self.confidence))
             raise PoseFileError(self.path, f"confidences must have shape {list(shape[:3])}, got {got}")
+        for what, array in (("positions", self.xy), ("confidences", self.confidence)):
+            dtype = np.asarray(array).dtype
+            if dtype.kind not in "fiub":
+                raise PoseFileError(self.path, f"{what} must be numbers, got {dtype}")
         if shape[2] != count:
             raise PoseFileError(self.path, f"layout {self.layout} has {count} keypoints, got {shape[2]}")
         if shape[0] == 0:
@@ -138,3 +140,19 @@ def image_size(path: str, size: object) -> tuple[int, int] | None:
         shown = ", ".join(f"{n:g}" for n in numbers[:4])
         raise PoseFileError(path, f"the image size must be two whole numbers (width, height), got ({shown})")
     return int(numbers[0]), int(numbers[1])
+
+
+@lru_cache
+def joint_indices(source: str, keypoints: int = 49) -> np.ndarray:
+    """Where the joints of ``graphs.layout(keypoints)`` stand in a file's layout, int64 [V], -1 for those it lacks."""
+    places = {name: i for i, name in enumerate(LAYOUTS[source])}
+    indices = np.array([places.get(name, -1) for name in graphs.layout(keypoints).names])
+    indices.flags.writeable = False
+    return indices
+
+
+def as_coco133(pose: Pose) -> Pose:
+    """The same pose by COCO-WholeBody's 133 keypoints; those that its own layout lacks are missing in every frame."""
+    joints = joint_indices(pose.layout, 133)
+    confidence = np.where(joints >= 0, pose.confidence[:, :, joints], 0)
+    return Pose(pose.xy[:, :, joints], confidence, pose.fps, pose.size, "coco133", pose.path)

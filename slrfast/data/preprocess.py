@@ -1,4 +1,4 @@
-"""From pixels to network input: person, frames, 49 joints, hand boxes, normalisation.
+"""From pixels to network input: person, frames, the layout's joints, hand boxes, normalisation.
 
 The rules are those of the STC and MASA authors' feeders, for whole clips at once. Positions are computed in float64, so
 the result does not depend on the order of the work, and stored as float32.
@@ -7,25 +7,22 @@ the result does not depend on the order of the work, and stored as float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from slrfast import checks, graphs
 from slrfast.data.batch import Clip
-from slrfast.data.pose import LAYOUTS, Pose, image_size
+from slrfast.data.crop import crop_normalise, hand_boxes
+from slrfast.data.pose import UNITS, Pose, image_size, joint_indices
 from slrfast.errors import PoseFileError
 
-_SIGN49 = graphs.layout(49)
-_PARTS = _SIGN49.parts
-_RIGHT, _LEFT, _TRUNK = _PARTS["right_hand"], _PARTS["left_hand"], _PARTS["trunk"]
-_ARMS = {
-    side: [_SIGN49.names.index(f"{side}_{j}") for j in ("shoulder", "elbow", "wrist")] for side in ("left", "right")
-}
-BOX = 256
-"""Side of the square, in pixels, that a hand's box is scaled to."""
-
+_SIDES = ("right", "left")
+_HANDS = 2 * len(graphs.HAND_NAMES)
 _FRACTIONS = 2  # no person is so small in pixels, and no fraction of an image so large
 
 
@@ -35,7 +32,7 @@ class PreprocessOptions:
 
     Attributes:
         hand_threshold: a hand joint with less confidence is missing (MASA: 0.4).
-        trunk_threshold: the same for the trunk.
+        trunk_threshold: the same for every other joint: trunk, body, feet, face and mouth.
         arm_threshold: least confidence of shoulder, elbow and wrist for a box without a visible hand.
         visible_threshold: a joint counts for the hand's box above this confidence.
         min_visible: so many joints make a box.
@@ -45,6 +42,8 @@ class PreprocessOptions:
         person: which person of the file; None takes the one that is largest and most certain over the whole clip.
         size: (width, height) of the image, used when the file does not say.
         drop_last: ignore the last name of an author-style pickle's ``img_list``.
+        layout: keypoints of the clip: 49 (STC, MASA), 75 (CCL-SLR), 79 (SLP) or 133 (all of COCO-WholeBody).
+        units: what the files' positions are, as for ``load_pose``: "auto", "pixels" or "fractions".
     """
 
     hand_threshold: float = 0.4
@@ -58,8 +57,14 @@ class PreprocessOptions:
     person: int | None = None
     size: tuple[int, int] | None = None
     drop_last: bool = False
+    layout: int = 49
+    units: str = "auto"
 
     def __post_init__(self) -> None:
+        known = isinstance(self.layout, int) and self.layout in graphs.LAYOUTS
+        shown = ", ".join(map(str, graphs.LAYOUTS))
+        checks.require(known, "PreprocessOptions", "layout", f"be one of {shown}", repr(self.layout))
+        checks.choice("PreprocessOptions", UNITS, units=self.units)
         for name in ("hand_threshold", "trunk_threshold", "arm_threshold", "visible_threshold"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -90,16 +95,17 @@ _LEGACY: dict[str, dict] = {
 
 
 def preprocess(pose: Pose, options: PreprocessOptions | None = None) -> Clip:
-    """Select 49 joints, cut out and normalise the hands, drop the frames that show no hand.
+    """Select the layout's joints, cut out and normalise the hands, drop the frames that show no hand.
 
     Hand (spec: the authors' feeders): u = (p - box corner) / box side, at least 0; the left hand is mirrored,
-    u_x = 1 - u_x, and of it whatever is not below 255/256 becomes 0. Trunk: p / (width, height).
+    u_x = 1 - u_x, and of it whatever is not below 255/256 becomes 0. Any other joint: p / (width, height).
 
     Args:
-        pose: pixels of the whole image; layout "coco133", "holistic" or "sign49".
+        pose: pixels of the whole image, in any of ``data.pose.LAYOUTS``; what it lacks of the wanted layout (MediaPipe
+            has no small toes) is missing in every frame.
         options: thresholds and choices.
     Returns:
-        A Clip with label -1, float32 [F, 49, 2] and [F, 49], F <= ``options.max_frames``.
+        A Clip with label -1, float32 [F, V, 2] and [F, V], V = ``options.layout``, F <= ``options.max_frames``.
     Raises:
         PoseFileError: the image size is unknown, positions are no pixels, the person does not exist, or no frame
             shows a hand.
@@ -114,136 +120,111 @@ def preprocess(pose: Pose, options: PreprocessOptions | None = None) -> Clip:
 
 def arrays(pose: Pose, options: PreprocessOptions) -> tuple[np.ndarray, np.ndarray]:
     """What :func:`preprocess` puts into the Clip, as NumPy arrays."""
+    clip = normalise([select(pose, options)], options)[0]
+    if isinstance(clip, PoseFileError):
+        raise clip
+    return clip
+
+
+class Selected(NamedTuple):
+    """The joints and frames of a pose that a clip is made of, planar, time last: the hands first, right and left.
+
+    ``xy`` is float32 [2, V, T] pixels, ``confidence`` [V, T], ``size`` (width, height).
+    """
+
+    xy: np.ndarray
+    confidence: np.ndarray
+    size: tuple[int, int]
+    path: str
+
+
+def select(pose: Pose, options: PreprocessOptions) -> Selected:
+    """Choose the person, the frames and the layout's joints; PoseFileError as :func:`preprocess` names them."""
     size = pose.size or image_size(pose.path, options.size)
     if size is None:
         raise PoseFileError(pose.path, "the file does not name the image size; give size=(width, height)")
-    if 0 < np.abs(pose.xy).max() <= _FRACTIONS < min(size):
-        raise PoseFileError(pose.path, "positions look like fractions of the image, pixels are needed")
+    if options.units == "auto" and 0 < np.abs(pose.xy).max() <= _FRACTIONS < min(size):
+        what = "positions look like fractions of the image, pixels are needed; say units='fractions' when reading"
+        raise PoseFileError(pose.path, what)
     stride = max(2, math.ceil(pose.num_frames / options.max_frames)) if pose.num_frames > options.max_frames else 1
-    joints = joint_indices(pose.layout)
-    person = _choose_person(pose, options.person, joints)
-    xy = pose.xy[::stride, person, joints].astype(np.float64)
-    confidence = pose.confidence[::stride, person, joints]
-
-    out = np.zeros_like(xy)
-    out_confidence = np.zeros_like(confidence)
-    kept = np.zeros(len(xy), bool)
-    for side, part in (("right", _RIGHT), ("left", _LEFT)):
-        arm = _ARMS[side]
-        box, ok = hand_boxes(xy[:, part], confidence[:, part], xy[:, arm], confidence[:, arm], size, options)
-        out[:, part], out_confidence[:, part] = crop_normalise(
-            xy[:, part], confidence[:, part], box, ok, options.hand_threshold, mirror=side == "left"
-        )
-        kept |= ok
-    seen = np.greater_equal(confidence[:, _TRUNK], np.float32(options.trunk_threshold))
-    out[:, _TRUNK] = np.where(np.expand_dims(seen, -1), xy[:, _TRUNK] / np.array(size, np.float64), 0)
-    out_confidence[:, _TRUNK] = np.where(seen, confidence[:, _TRUNK], 0)
-    if not (out_confidence[kept][:, : _TRUNK.start] > 0).any():
-        raise PoseFileError(pose.path, "no hand is visible in any frame")
-    return out[kept].astype(np.float32), out_confidence[kept]
+    joints = joint_indices(pose.layout, options.layout)[_order(options.layout)[0]]
+    person = choose_person(pose, options.person)
+    xy = np.ascontiguousarray(pose.xy[::stride, person].take(joints, 1).T)
+    confidence = np.ascontiguousarray(pose.confidence[::stride, person].take(joints, 1).T)
+    if (joints < 0).any():
+        xy[:, joints < 0], confidence[joints < 0] = 0, 0
+    return Selected(xy, confidence, size, pose.path)
 
 
-def joint_indices(layout: str) -> np.ndarray:
-    """Where the 49 joints stand in a layout's keypoints, int64 [49]."""
-    names = LAYOUTS[layout]
-    return np.array([names.index(name) for name in _SIGN49.names])
+def normalise(
+    clips: Sequence[Selected], options: PreprocessOptions
+) -> list[tuple[np.ndarray, np.ndarray] | PoseFileError]:
+    """Crop and scale clips, all at once: positions and confidences of each, or why there is nothing to see in it."""
+    _, back, arms = _order(options.layout)
+    lengths = [clip.xy.shape[2] for clip in clips]
+    xy = np.concatenate([clip.xy for clip in clips], 2, dtype=np.float64)
+    confidence = np.concatenate([clip.confidence for clip in clips], 1)
+    size = np.repeat(np.array([clip.size for clip in clips], np.float64).T, lengths, 1)
+    frames = sum(lengths)
+    hands, scores = xy[:, :_HANDS].reshape(2, 2, -1, frames), confidence[:_HANDS].reshape(2, -1, frames)
+    corner, side = hand_boxes(
+        hands,
+        scores,
+        xy[:, arms],
+        confidence[arms],
+        size,
+        visible_threshold=options.visible_threshold,
+        min_visible=options.min_visible,
+        box_scale=options.box_scale,
+        arm_threshold=options.arm_threshold,
+        bottom_margin=options.bottom_margin,
+    )
+    hands, scores = crop_normalise(hands, scores, corner, side, options.hand_threshold, mirrored=(1,))
+    seen = confidence[_HANDS:] >= np.float32(options.trunk_threshold)
+    rest = np.where(seen, xy[:, _HANDS:] / size[:, None], 0)
+    out = np.concatenate((hands.reshape(2, _HANDS, frames), rest), 1, dtype=np.float32)[:, back].T
+    out_confidence = np.concatenate((scores.reshape(_HANDS, frames), np.where(seen, confidence[_HANDS:], 0)))[back].T
+    kept: np.ndarray = np.any(side > 0, 0)
+    shown: np.ndarray = np.any(scores > 0, (0, 1))
+    found: list[tuple[np.ndarray, np.ndarray] | PoseFileError] = []
+    for clip, length, end in zip(clips, lengths, np.cumsum(lengths).tolist(), strict=True):
+        these = np.arange(end - length, end)[kept[end - length : end]]
+        if shown[these].any():
+            found.append((np.ascontiguousarray(out[these]), np.ascontiguousarray(out_confidence[these])))
+        else:
+            found.append(PoseFileError(clip.path, "no hand is visible in any frame"))
+    return found
 
 
-def hand_boxes(
-    hand: np.ndarray,
-    confidence: np.ndarray,
-    arm: np.ndarray,
-    arm_confidence: np.ndarray,
-    size: tuple[int, int],
-    options: PreprocessOptions,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The square that a hand is cut out by, from its joints, else from its arm.
-
-    Args:
-        hand: float64 [F, 21, 2] pixels.
-        confidence: float32 [F, 21].
-        arm: float64 [F, 3, 2] shoulder, elbow, wrist.
-        arm_confidence: float32 [F, 3].
-        size: (width, height).
-        options: thresholds.
-    Returns:
-        int64 [F, 4] (x0, y0, x1, y1) and bool [F] whether there is a box.
-    """
-    visible = confidence > np.float32(options.visible_threshold)
-    from_hand, side = _box_of_joints(hand, visible, size, options.box_scale)
-    from_arm, arm_side = _box_of_arm(arm, size)
-    certain = (arm_confidence >= np.float32(options.arm_threshold)).all(1)
-    if options.bottom_margin is not None:
-        certain &= arm[:, 2, 1] < size[1] - options.bottom_margin
-    enough = visible.sum(1) >= options.min_visible
-    box = np.where(enough[:, None], from_hand, from_arm)
-    return box, np.where(enough, side > 0, certain & (arm_side > 0))
+@lru_cache
+def _order(keypoints: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Joints of a layout in the order right hand, left hand, rest [V]; the way back [V]; the arms in it [2, 3]."""
+    layout = graphs.layout(keypoints)
+    hands = [v for side in _SIDES for v in range(keypoints)[layout.parts[f"{side}_hand"]]]
+    order = np.array([*hands, *sorted(set(range(keypoints)) - set(hands))])
+    back = np.argsort(order)
+    joints = ("shoulder", "elbow", "wrist")
+    arms = [[back[layout.names.index(f"{side}_{joint}")] for joint in joints] for side in _SIDES]
+    return order, back, np.array(arms)
 
 
-def _box_of_joints(
-    hand: np.ndarray, visible: np.ndarray, size: tuple[int, int], scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    any_visible = visible.any(1, keepdims=True)
-    low = np.where(any_visible, np.where(visible[..., None], hand, np.inf).min(1), 0)
-    high = np.where(any_visible, np.where(visible[..., None], hand, -np.inf).max(1), 0)
-    center = (low + high) / 2
-    side = np.rint(scale * (high - low).max(1))
-    limit = min(size) - 1
-    side = np.minimum(side, limit)[:, None]
-    corner = np.minimum(np.rint(np.maximum(0, center - side / 2)), np.array(size) - 1 - side)
-    return np.concatenate((corner, corner + side), 1).astype(np.int64), side[:, 0]
-
-
-def _box_of_arm(arm: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    shoulder, elbow, wrist = arm[:, 0], arm[:, 1], arm[:, 2]
-    lower, upper = _length(wrist - elbow), _length(elbow - shoulder)
-    side = 1.1 * np.maximum(lower, 0.9 * upper)
-    corner = np.maximum(0, wrist + 0.33 * (wrist - elbow) - side[:, None] / 2)
-    side = np.trunc(np.minimum(side, (np.array(size) - corner).min(1)))
-    corner = np.trunc(corner)
-    return np.concatenate((corner, corner + side[:, None]), 1).astype(np.int64), side
-
-
-def _length(vector: np.ndarray) -> np.ndarray:
-    return np.sqrt(vector[:, 0] * vector[:, 0] + vector[:, 1] * vector[:, 1])
-
-
-def crop_normalise(
-    hand: np.ndarray, confidence: np.ndarray, box: np.ndarray, ok: np.ndarray, threshold: float, *, mirror: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """A hand's joints as fractions of its box; (0, 0) and confidence 0 below the threshold and without a box.
-
-    Args:
-        hand: float64 [F, 21, 2] pixels.
-        confidence: float32 [F, 21].
-        box: int64 [F, 4] (x0, y0, x1, y1).
-        ok: bool [F].
-        threshold: least confidence.
-        mirror: whether to mirror inside the box, as for a left hand.
-    Returns:
-        float64 [F, 21, 2] and float32 [F, 21].
-    """
-    seen = confidence >= np.float32(threshold)
-    extent = np.where(ok[:, None], box[:, 2:] - box[:, :2], 1)
-    u = np.where(seen[..., None], hand, 0)
-    u = np.maximum((u - box[:, None, :2]) / extent[:, None] * BOX, 0)
-    if mirror:
-        u[..., 0] = BOX - u[..., 0]
-        u = np.where(u < BOX - 1, u, 0)
-    u = np.where((ok[:, None] & seen)[..., None], u, 0)
-    return u / BOX, np.where(ok[:, None] & seen, confidence, 0)
-
-
-def _choose_person(pose: Pose, person: int | None, joints: np.ndarray) -> int:
+def choose_person(pose: Pose, person: int | None) -> int:
+    """The person that was asked for, or (None) the largest and most certain by the joints that signs are made of."""
     if person is not None:
         if person >= pose.num_people:
             raise PoseFileError(pose.path, f"person {person} was asked for, but there are {pose.num_people}")
         return person
     if pose.num_people == 1:
         return 0
+    joints = joint_indices(pose.layout, 49)
     confidence = pose.confidence[:, :, joints]
     seen = np.greater(confidence, 0)[..., None]
     xy = pose.xy[:, :, joints]
     extent = np.where(seen, xy, -np.inf).max(2) - np.where(seen, xy, np.inf).min(2)
     diagonal = np.where(seen.any(2)[..., 0], np.sqrt((np.maximum(extent, 0) ** 2).sum(-1)), 0)
     return int((confidence.mean(2) * diagonal).sum(0).argmax())
+
+
+def person_rule(person: int | None) -> str:
+    """How one of several people is chosen, in words."""
+    return "the largest and most certain one over the clip" if person is None else f"person {person}"

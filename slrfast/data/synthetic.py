@@ -95,6 +95,7 @@ class SyntheticSigns(ClipDataset):
         checks.integer_between("SyntheticSigns", 0, (1 << 63) - 1, seed=seed)
         checks.require(0 <= noise <= 5, "SyntheticSigns", "noise", "be in [0, 5]", noise)
         checks.require(0 <= variation <= 2, "SyntheticSigns", "variation", "be in [0, 2]", variation)
+        options = options or PreprocessOptions()
         self.seed, self.noise, self.variation, self.size = seed, noise, variation, size
         self.num_signers = num_signers
         self.signs = draw_signs(num_classes, np.random.default_rng([seed, 0]))
@@ -113,6 +114,7 @@ class SyntheticSigns(ClipDataset):
             clips.append(replace(clip, label=sign, name=name, group=f"signer{take % num_signers}"))
             self._takes.append((sign, take))
         super().__init__(clips, names, skipped)
+        self.options = options
 
     def pose(self, i: int) -> Pose:
         """Clip i before pre-processing: COCO-WholeBody's 133 keypoints in pixels, as a detector would give them."""

@@ -1,4 +1,4 @@
-"""The compiled module slrfast._C, fed with tensors. The only file that takes a tensor's address."""
+"""The compiled module slrfast._C, fed with tensors. Only this file and native_clips.py take a tensor's address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     LOAD_ERROR = str(error)
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 @lru_cache
@@ -52,7 +52,7 @@ def _motion(name: str, x: Tensor, interval: int, backward: bool) -> Tensor:
     y = torch.empty_like(x)
     frames, row = x.shape[-3], x.shape[-2] * x.shape[-1]
     outer = x.numel() // max(frames * row, 1)
-    arguments = (_DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), outer, frames, row, interval, not backward)
+    arguments = (DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), outer, frames, row, interval, not backward)
     if x.is_cuda:
         with torch.cuda.device(x.device):
             getattr(LIBRARY, f"{name}_cuda")(*arguments, torch.cuda.current_stream().cuda_stream)
@@ -65,12 +65,12 @@ def info_nce(
     query: Tensor, positive: Tensor, bank: Tensor, temperature: float, want_grad: bool, want_rank: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the CPU kernel of ``slrfast::info_nce``."""
-    query, positive = _compact(query, positive, wide=(bank,))
+    query, positive = compact(query, positive, wide=(bank,))
     loss = query.new_empty(len(query))
     rank = torch.empty(len(query) if want_rank else 0, dtype=torch.int64)
     grad = torch.empty_like(query) if want_grad else query.new_empty(0)
     LIBRARY.info_nce_cpu(
-        _DTYPES[query.dtype], query.data_ptr(), positive.data_ptr(), *_bank(bank), *_sizes(query, bank), temperature,
+        DTYPES[query.dtype], query.data_ptr(), positive.data_ptr(), *_bank(bank), *_sizes(query, bank), temperature,
         loss.data_ptr(), rank.data_ptr(), grad.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return loss, rank, grad
@@ -80,11 +80,11 @@ def mined_bce(
     query: Tensor, bank: Tensor, positives: Tensor, temperature: float, want_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Run the CPU kernel of ``slrfast::mined_bce``."""
-    (query,), positives = _compact(query, wide=(bank,)), positives.contiguous()
+    (query,), positives = compact(query, wide=(bank,)), positives.contiguous()
     loss = query.new_empty(len(query))
     grad = torch.empty_like(query) if want_grad else query.new_empty(0)
     LIBRARY.mined_bce_cpu(
-        _DTYPES[query.dtype], query.data_ptr(), *_bank(bank), positives.data_ptr(), *_sizes(query, bank),
+        DTYPES[query.dtype], query.data_ptr(), *_bank(bank), positives.data_ptr(), *_sizes(query, bank),
         positives.shape[1], temperature, loss.data_ptr(), grad.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return loss, grad
@@ -103,12 +103,12 @@ def bank_losses(
     if positives is None:
         loss, _, grad = info_nce(query, positive, bank, temperature, want_grad, False)
         return loss, torch.zeros_like(loss), grad, loss.new_empty(0)
-    query, positive = _compact(query, positive, wide=(bank,))
+    query, positive = compact(query, positive, wide=(bank,))
     positives = positives.contiguous()
     losses = [query.new_empty(len(query)) for _ in range(2)]
     grads = [torch.empty_like(query) if want_grad else query.new_empty(0) for _ in range(2)]
     LIBRARY.bank_losses_cpu(
-        _DTYPES[query.dtype], query.data_ptr(), positive.data_ptr(), *_bank(bank), positives.data_ptr(),
+        DTYPES[query.dtype], query.data_ptr(), positive.data_ptr(), *_bank(bank), positives.data_ptr(),
         *_sizes(query, bank), positives.shape[1], temperature, mined_temperature,
         *(tensor.data_ptr() for tensor in (*losses, *grads)), torch.get_num_threads(),
     )  # fmt: skip
@@ -126,12 +126,12 @@ def neighbor_kl(
     want_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the CPU kernel of ``slrfast::neighbor_kl``."""
-    teacher, student = _compact(teacher, student, wide=(teacher_bank, student_bank))
+    teacher, student = compact(teacher, student, wide=(teacher_bank, student_bank))
     b, n, d = _sizes(teacher, teacher_bank)
     loss = student.new_empty(b)
     grad = torch.empty_like(student) if want_grad else student.new_empty(0)
     LIBRARY.neighbor_kl_cpu(
-        _DTYPES[teacher.dtype], teacher.data_ptr(), *_bank(teacher_bank), d, student.data_ptr(), *_bank(student_bank),
+        DTYPES[teacher.dtype], teacher.data_ptr(), *_bank(teacher_bank), d, student.data_ptr(), *_bank(student_bank),
         student_bank.shape[1], b, n, k, teacher_temperature, student_temperature, loss.data_ptr(), grad.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -140,10 +140,10 @@ def neighbor_kl(
 
 def topk_similarity(query: Tensor, bank: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
     """Run the CPU kernel of ``slrfast::topk_similarity``."""
-    (query,) = _compact(query, wide=(bank,))
+    (query,) = compact(query, wide=(bank,))
     values, indices = query.new_empty(len(query), k), torch.empty(len(query), k, dtype=torch.int64)
     LIBRARY.topk_similarity_cpu(
-        _DTYPES[query.dtype], query.data_ptr(), *_bank(bank), *_sizes(query, bank), k, sorted, values.data_ptr(),
+        DTYPES[query.dtype], query.data_ptr(), *_bank(bank), *_sizes(query, bank), k, sorted, values.data_ptr(),
         indices.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return values, indices
@@ -151,10 +151,10 @@ def topk_similarity(query: Tensor, bank: Tensor, k: int, sorted: bool) -> tuple[
 
 def topk_similarity_grad(grad: Tensor, indices: Tensor, bank: Tensor) -> Tensor:
     """Run the CPU kernel of ``slrfast::topk_similarity_grad``."""
-    (grad,), indices = _compact(grad, wide=(bank,)), indices.contiguous()
+    (grad,), indices = compact(grad, wide=(bank,)), indices.contiguous()
     result = grad.new_empty(len(grad), bank.shape[1])
     LIBRARY.topk_similarity_grad_cpu(
-        _DTYPES[grad.dtype], grad.data_ptr(), indices.data_ptr(), *_bank(bank), *_sizes(grad, bank), grad.shape[1],
+        DTYPES[grad.dtype], grad.data_ptr(), indices.data_ptr(), *_bank(bank), *_sizes(grad, bank), grad.shape[1],
         result.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return result
@@ -162,11 +162,11 @@ def topk_similarity_grad(grad: Tensor, indices: Tensor, bank: Tensor) -> Tensor:
 
 def feature_kl(teacher: Tensor, student: Tensor, temperature: float, want_grad: bool) -> tuple[Tensor, Tensor]:
     """Run the CPU kernel of ``slrfast::feature_kl``."""
-    teacher, student = _compact(teacher, student, wide=())
+    teacher, student = compact(teacher, student, wide=())
     loss = student.new_empty(len(student))
     grad = torch.empty_like(student) if want_grad else student.new_empty(0)
     LIBRARY.feature_kl_cpu(
-        _DTYPES[student.dtype], teacher.data_ptr(), student.data_ptr(), *student.shape, temperature, loss.data_ptr(),
+        DTYPES[student.dtype], teacher.data_ptr(), student.data_ptr(), *student.shape, temperature, loss.data_ptr(),
         grad.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return loss, grad
@@ -176,19 +176,19 @@ def enqueue_(bank: Tensor, cursor: Tensor, keys: Tensor, normalize: bool) -> Non
     """Run the CPU kernel of ``slrfast::enqueue_``."""
     keys = keys.contiguous()
     LIBRARY.enqueue_cpu(
-        *_bank(bank), *bank.shape, cursor.data_ptr(), _DTYPES[keys.dtype], keys.data_ptr(), len(keys), normalize,
+        *_bank(bank), *bank.shape, cursor.data_ptr(), DTYPES[keys.dtype], keys.data_ptr(), len(keys), normalize,
         torch.get_num_threads(),
     )  # fmt: skip
 
 
-def _compact(*rows: Tensor, wide: tuple[Tensor, ...]) -> list[Tensor]:
+def compact(*rows: Tensor, wide: tuple[Tensor, ...]) -> list[Tensor]:
     """The rows as the kernels take them: contiguous, in the type that sums with ``wide`` are formed in."""
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in (*rows, *wide)), torch.float32)
     return [tensor.to(dtype).contiguous() for tensor in rows]
 
 
 def _bank(bank: Tensor) -> tuple[int, int, int, int]:
-    return _DTYPES[bank.dtype], bank.data_ptr(), bank.stride(0), bank.stride(1)
+    return DTYPES[bank.dtype], bank.data_ptr(), bank.stride(0), bank.stride(1)
 
 
 def _sizes(rows: Tensor, bank: Tensor) -> tuple[int, int, int]:
@@ -227,14 +227,14 @@ def gcn_block(
     weight, bias, *_ = parameters
     x, threads = x.contiguous(), torch.get_num_threads()
     outputs, rows = weight.shape[2], x.shape[0] * x.shape[1]
-    shape, wide, drop = (*x.shape[:2], outputs), _wide(x), _at(seed, torch.int64)
+    shape, wide, drop = (*x.shape[:2], outputs), sum_dtype(x), _at(seed, torch.int64)
     stats = x.new_empty((2 + (parameters[8] is not None), 2, groups, outputs), dtype=wide)
 
     def linear(x: Tensor, norm: Tensor | None, first: int, moments: Tensor) -> Tensor:
         y = x.new_empty(shape)
         mapping, shift = (parameters[i].to(wide).contiguous() for i in (first, first + 1))
         LIBRARY.gcn_map_cpu(
-            _DTYPES[x.dtype], x.data_ptr(), rows, x.shape[2], outputs, groups, _address(norm), dropout, drop,
+            DTYPES[x.dtype], x.data_ptr(), rows, x.shape[2], outputs, groups, address(norm), dropout, drop,
             _at(mapping, wide, outputs, x.shape[2]), _at(shift, wide, outputs), y.data_ptr(), moments.data_ptr(),
             threads,
         )  # fmt: skip
@@ -248,8 +248,8 @@ def gcn_block(
         residual_norm = _norm(stats[2], parameters[10:12], eps)
     out = torch.empty_like(mapped)
     LIBRARY.gcn_output_cpu(
-        _DTYPES[x.dtype], mapped.data_ptr(), rows, outputs, groups, norm.data_ptr(), dropout, drop,
-        _at(residual, x.dtype, *shape) if residual.numel() else 0, _address(residual_norm), out.data_ptr(), threads,
+        DTYPES[x.dtype], mapped.data_ptr(), rows, outputs, groups, norm.data_ptr(), dropout, drop,
+        _at(residual, x.dtype, *shape) if residual.numel() else 0, address(residual_norm), out.data_ptr(), threads,
     )  # fmt: skip
     return out, spatial, mapped, x.new_empty(0) if identity else residual, stats
 
@@ -276,7 +276,7 @@ def gcn_block_grad(
     """
     x, grad, threads = x.contiguous(), grad.to(x.dtype).contiguous(), torch.get_num_threads()
     spatial, mapped, residual, stats = (t.contiguous() for t in (spatial, mapped, residual, stats))
-    outputs, rows, wide = parameters[0].shape[2], x.shape[0] * x.shape[1], _wide(x)
+    outputs, rows, wide = parameters[0].shape[2], x.shape[0] * x.shape[1], sum_dtype(x)
     shape, linear, drop = (*x.shape[:2], outputs), parameters[8] is not None, _at(seed, torch.int64)
     _at(stats, wide, 2 + linear, 2, groups, outputs)
     norms = [_norm(moments, parameters[i : i + 2], eps) for moments, i in zip(stats, (2, 6, 10), strict=False)]
@@ -284,10 +284,10 @@ def gcn_block_grad(
     masked = torch.empty_like(mapped)
     added = x if identity else residual
     LIBRARY.gcn_output_grad_cpu(
-        _DTYPES[x.dtype], _at(grad, x.dtype, *shape), _at(mapped, x.dtype, *shape), rows, outputs, groups,
+        DTYPES[x.dtype], _at(grad, x.dtype, *shape), _at(mapped, x.dtype, *shape), rows, outputs, groups,
         norms[1].data_ptr(), dropout, drop, _at(added, x.dtype, *shape) if identity or linear else 0,
-        _address(norms[2] if linear else None), masked.data_ptr(), sums[1].data_ptr(),
-        _address(sums[2] if linear else None), threads,
+        address(norms[2] if linear else None), masked.data_ptr(), sums[1].data_ptr(),
+        address(sums[2] if linear else None), threads,
     )  # fmt: skip
 
     def linear_grad(masked: Tensor, y: Tensor, i: int, x: Tensor, norm: Tensor | None, dropout: float):
@@ -295,9 +295,9 @@ def gcn_block_grad(
         grad_x, grad_map = torch.empty_like(x), torch.empty_like(mapping)
         grad_bias = mapping.new_empty(outputs)
         LIBRARY.gcn_map_grad_cpu(
-            _DTYPES[x.dtype], masked.data_ptr(), _at(y, x.dtype, *shape), rows, x.shape[2], outputs, groups,
-            norms[i].data_ptr(), sums[i].data_ptr(), dropout, drop, x.data_ptr(), _address(norm),
-            _at(mapping, wide, outputs, x.shape[2]), grad_x.data_ptr(), _address(None if norm is None else sums[0]),
+            DTYPES[x.dtype], masked.data_ptr(), _at(y, x.dtype, *shape), rows, x.shape[2], outputs, groups,
+            norms[i].data_ptr(), sums[i].data_ptr(), dropout, drop, x.data_ptr(), address(norm),
+            _at(mapping, wide, outputs, x.shape[2]), grad_x.data_ptr(), address(None if norm is None else sums[0]),
             grad_map.data_ptr(), grad_bias.data_ptr(), threads,
         )  # fmt: skip
         return grad_x, [grad_map, grad_bias, sums[i][1].sum(0), sums[i][0].sum(0)]
@@ -327,7 +327,7 @@ def part_gcn(
     joint_blocks: int,
 ) -> Tensor:
     """Run the CPU kernel of ``slrfast::part_gcn``."""
-    x, wide = x.contiguous(), _wide(x)
+    x, wide = x.contiguous(), sum_dtype(x)
     constants = edges, coefficients, members, pooled_edges, pooled_coefficients
     edges, coefficients, members, pooled_edges, pooled_coefficients = (t.contiguous() for t in constants)
     tensors: list[Any] = [None if p is None else p.to(wide).contiguous() for p in parameters]
@@ -343,7 +343,7 @@ def part_gcn(
     blocks = torch.tensor(layers, dtype=torch.int64)
     out = x.new_empty((len(x), tensors[-5].shape[2]))
     LIBRARY.part_gcn_cpu(
-        _DTYPES[x.dtype], x.data_ptr(), *x.shape, partitions, blocks.data_ptr(), len(identity), joint_blocks,
+        DTYPES[x.dtype], x.data_ptr(), *x.shape, partitions, blocks.data_ptr(), len(identity), joint_blocks,
         *_edges(edges, coefficients), _at(members, torch.int32, *members.shape), *members.shape,
         *_edges(pooled_edges, pooled_coefficients), out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -356,7 +356,7 @@ def part_max(x: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     pooled = x.new_empty((x.shape[0], members.shape[0], x.shape[2]))
     chosen = torch.empty(pooled.shape, dtype=torch.uint8)
     LIBRARY.part_max_cpu(
-        _DTYPES[x.dtype], x.data_ptr(), *x.shape, _at(members, torch.int32, *members.shape), *members.shape,
+        DTYPES[x.dtype], x.data_ptr(), *x.shape, _at(members, torch.int32, *members.shape), *members.shape,
         pooled.data_ptr(), chosen.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return pooled, chosen
@@ -369,7 +369,7 @@ def part_max_grad(grad: Tensor, chosen: Tensor, members: Tensor, nodes: int) -> 
     shape = rows, len(members), channels
     grad_x = grad.new_empty((rows, nodes, channels))
     LIBRARY.part_max_grad_cpu(
-        _DTYPES[grad.dtype], _at(grad, grad.dtype, *shape), _at(chosen, torch.uint8, *shape), *grad_x.shape,
+        DTYPES[grad.dtype], _at(grad, grad.dtype, *shape), _at(chosen, torch.uint8, *shape), *grad_x.shape,
         _at(members, torch.int32, *members.shape), *members.shape, grad_x.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return grad_x
@@ -379,15 +379,15 @@ def _graph_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, edges: Tensor, coefficients: Tensor, groups: int,
     moments: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    wide, (partitions, _, outputs) = _wide(x), weight.shape
+    wide, (partitions, _, outputs) = sum_dtype(x), weight.shape
     edges, coefficients = edges.contiguous(), coefficients.contiguous()
     weight = weight.to(wide).contiguous()
     bias = None if bias is None else bias.to(wide).contiguous()
     y = x.new_empty((*x.shape[:2], outputs))
     LIBRARY.graph_conv_cpu(
-        _DTYPES[x.dtype], x.data_ptr(), *x.shape, outputs, partitions, *_edges(edges, coefficients),
+        DTYPES[x.dtype], x.data_ptr(), *x.shape, outputs, partitions, *_edges(edges, coefficients),
         _at(weight, wide, partitions, x.shape[2], outputs),
-        0 if bias is None else _at(bias, wide, partitions, outputs), y.data_ptr(), groups, _address(moments),
+        0 if bias is None else _at(bias, wide, partitions, outputs), y.data_ptr(), groups, address(moments),
         torch.get_num_threads(),
     )  # fmt: skip
     return y
@@ -398,13 +398,13 @@ def _graph_conv_grad(
     edges: Tensor, coefficients: Tensor, along: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x (added to ``along``, in its buffer, where there is one), weight and bias."""
-    dtype, (partitions, _, outputs) = _wide(x), weight.shape
+    dtype, (partitions, _, outputs) = sum_dtype(x), weight.shape
     edges, coefficients = edges.contiguous(), coefficients.contiguous()
     wide = weight.to(dtype).contiguous()
     grad_x, grad_weight = torch.empty_like(x) if along is None else along, torch.empty_like(wide)
     grad_bias = wide.new_empty((partitions, outputs))
     LIBRARY.graph_conv_grad_cpu(
-        _DTYPES[x.dtype], _at(grad, x.dtype, *x.shape[:2], outputs), _address(y), _address(norm), _address(sums),
+        DTYPES[x.dtype], _at(grad, x.dtype, *x.shape[:2], outputs), address(y), address(norm), address(sums),
         groups, x.data_ptr(), *x.shape, outputs, partitions, *_edges(edges, coefficients),
         _at(wide, dtype, partitions, x.shape[2], outputs), 0 if along is None else _at(along, x.dtype, *x.shape),
         grad_x.data_ptr(), grad_weight.data_ptr(), grad_bias.data_ptr(), torch.get_num_threads(),
@@ -419,7 +419,7 @@ def _norm(moments: Tensor, affine: Sequence[Tensor], eps: float) -> Tensor:
     return torch.stack((inverse, -mean * inverse, *(tensor.to(mean).expand_as(mean) for tensor in affine)), 1)
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def sum_dtype(x: Tensor) -> torch.dtype:
     """The type that sums are formed in."""
     return torch.promote_types(x.dtype, torch.float32)
 
@@ -429,7 +429,7 @@ def _edges(edges: Tensor, coefficients: Tensor) -> tuple[int, int, int]:
     return _at(edges, torch.int32, count, 3), _at(coefficients, torch.float32, count), count
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from slrfast import checks
 from slrfast.nn.packed import Packing, packing_of
 
+_NEVER = -1e4  # added to the score of a position that is not attended to: no weight, unless none has any
+
 
 class TransformerBlock(nn.Module):
     """Post-norm transformer block: x1 = LN(x + drop(Wo MHSA(x))), y = LN(x1 + drop(W2 gelu(W1 x1))).
@@ -30,12 +32,17 @@ class TransformerBlock(nn.Module):
         for weight in (*self.qkv.weight.chunk(3), self.out.weight, self.ffn_in.weight, self.ffn_out.weight):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor, offsets: Tensor | Packing | None = None) -> Tensor:
+    def forward(self, x: Tensor, offsets: Tensor | Packing | None = None, keys: Tensor | None = None) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or packed clips [S, dim] -> [S, dim]; arguments as of PoseTransformer."""
         packing = _packing("TransformerBlock", x, self.out.in_features, offsets)
+        mask = None if keys is None else _bias("TransformerBlock", x, keys, packing)
+        return self._forward(x, packing, mask)
+
+    def _forward(self, x: Tensor, packing: Packing | None, mask: Tensor | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        mask = None if mask is None else mask.to(qkv.dtype)
         dropout = self.dropout.p if self.training else 0.0
-        attended = _self_attention(qkv, dropout) if packing is None else _packed_attention(qkv, packing, dropout)
+        attended = _self_attention(qkv, dropout, mask) if packing is None else _packed_attention(qkv, packing, dropout)
         x = self.norm_attention(x + _drop(self.out(attended), dropout))
         return self.norm_ffn(x + _drop(self.ffn_out(F.gelu(self.ffn_in(x))), dropout))
 
@@ -46,7 +53,7 @@ def _drop(x: Tensor, dropout: float) -> Tensor:
 
 
 def _self_attention(qkv: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
-    """Queries, keys and values [B, T, 3, H, d] -> [B, T, H * d]; mask: bool [B, 1, 1, T], True for keys to look at."""
+    """Queries, keys and values [B, T, 3, H, d] -> [B, T, H * d]; mask [B, 1, 1, T]: bool, or added to the scores."""
     query, key, value = qkv.permute(2, 0, 3, 1, 4)
     if dropout and mask is None and qkv.device.type == "cpu" and qkv.dtype in (torch.float32, torch.float64):
         # on a CPU torch has no fused attention with dropout, and its equations take more passes than these, which are
@@ -79,6 +86,14 @@ def _packing(op: str, x: Tensor, dim: int, offsets: Tensor | Packing | None) -> 
     return None if offsets is None else packing_of(op, x, offsets)
 
 
+def _bias(op: str, x: Tensor, keys: Tensor, packing: Packing | None) -> Tensor:
+    """What is added to the scores of every position, [B, 1, 1, T], after checks that name ``op``."""
+    checks.require(packing is None, op, "keys", "be left out for packed clips", list(keys.shape))
+    checks.shapes(op, x=(x, "B T D"), keys=(keys, "B T"))
+    checks.dtype(op, torch.bool, keys=keys)
+    return torch.where(keys, 0.0, _NEVER)[:, None, None]
+
+
 class PoseTransformer(nn.Module):
     """Input LayerNorm and a stack of post-norm blocks, without positional encoding.
 
@@ -98,20 +113,25 @@ class PoseTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads, ffn, dropout, eps) for _ in range(layers))
 
-    def forward(self, x: Tensor, offsets: Tensor | Packing | None = None) -> Tensor:
+    def forward(self, x: Tensor, offsets: Tensor | Packing | None = None, keys: Tensor | None = None) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or packed clips [S, dim] -> [S, dim].
 
         Args:
             x: one vector per frame.
             offsets: None for [B, T, dim]; for [S, dim] the int64 [B + 1] of ``data.PoseBatch``, or their Packing. A
                 frame attends to those of its own clip.
+            keys: bool [B, T], True for the positions that are attended to, None for all; in a clip without any True
+                all are. Only for [B, T, dim].
         Raises:
-            TypeError, ValueError: shapes that do not fit, or offsets that do not rise from 0 to S.
+            TypeError, ValueError: shapes that do not fit, offsets that do not rise from 0 to S, or ``keys`` that are
+                not bool or come with offsets.
         """
-        packing = _packing("PoseTransformer", x, self.norm.normalized_shape[0], offsets)
+        op = "PoseTransformer"
+        packing = _packing(op, x, self.norm.normalized_shape[0], offsets)
+        mask = None if keys is None else _bias(op, x, keys, packing)
         x = self.norm(x)
         for block in self.blocks:
-            x = block(x, packing)
+            x = block._forward(x, packing, mask)  # type: ignore[operator]
         return x
 
 

@@ -82,6 +82,11 @@ class Packing:
         """Which rows of the padded form are real, bool [B, longest]."""
         return torch.arange(self.longest, device=self.offsets.device) < self.offsets.diff()[:, None]
 
+    @property
+    def number(self) -> Tensor:
+        """The number that every row has in its clip, from 0 on, int64 [S]."""
+        return self.place - self.longest * self.clip
+
     def pad(self, x: Tensor) -> Tensor:
         """[S, ...] -> [B, longest, ...] with zeros behind every clip."""
         padded = x.new_zeros(self.num_clips * self.longest, *x.shape[1:]).index_copy(0, self.place, x)
@@ -90,6 +95,10 @@ class Packing:
     def unpad(self, x: Tensor) -> Tensor:
         """[B, longest, ...] -> [S, ...], the inverse of :meth:`pad`."""
         return x.flatten(0, 1).index_select(0, self.place)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """[S, D] -> [B, D], the average over every clip; 0 for an empty one."""
+        return self.pad(x).sum(1) / self.offsets.diff().clamp(min=1)[:, None]
 
     def apart(self, gap: int) -> Tensor:
         """Where every row is once there are ``gap`` others between one clip and the next, int64 [S]."""

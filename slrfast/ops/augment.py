@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from slrfast import checks
-from slrfast.ops import _dispatch
+from slrfast.kernels import native_clips
+from slrfast.ops import _changes, _dispatch
+from slrfast.ops._changes import AugmentTensors
 from slrfast.reference import augment as reference
 
-_dispatch.register("augment", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.augment}
+# ---- schema and fake ------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("slrfast", "FRAGMENT")
+_MAPS = "Tensor part, Tensor affected, Tensor drop, Tensor swap, Tensor swap_index"
+_library.define(
+    f"augment(Tensor x, Tensor confidence, Tensor linear, Tensor center, {_MAPS}) -> (Tensor x, Tensor confidence)"
+)
+_library.define(f"augment_grad(Tensor grad, Tensor confidence, Tensor linear, {_MAPS}) -> Tensor")
 
 
-class AugmentTensors(NamedTuple):
-    """What one augmentation does to a batch of B clips with V joints in P parts; all on the clips' device.
+def _fake(x: Tensor, confidence: Tensor, *args) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), confidence.new_empty(confidence.shape)
 
-    Attributes:
-        linear: [B, P, 2, 2] float, the matrix M of each clip and part.
-        center: [B, P, 2] float, the point that M leaves in place, in the unit of the coordinates.
-        part: [V] int64 in [0, P), the part of each joint.
-        affected: [B, V] bool, the joints that M applies to.
-        drop: [B, V] bool, the joints that become missing: at (0, 0) with confidence 0 in every frame.
-        swap: [B] bool, the clips whose joints are permuted.
-        swap_index: [V] int64, the permutation: joint v of a swapped clip is joint ``swap_index[v]`` before.
-    """
 
-    linear: Tensor
-    center: Tensor
-    part: Tensor
-    affected: Tensor
-    drop: Tensor
-    swap: Tensor
-    swap_index: Tensor
+def _fake_grad(grad: Tensor, *args) -> Tensor:
+    return grad.new_empty(grad.shape)
+
+
+# ---- backends -------------------------------------------------------------------------------------------------------
+
+
+def _triton(*args) -> tuple[Tensor, Tensor]:
+    from slrfast.kernels.triton import augment as kernel
+
+    return kernel.augment(*args)
+
+
+_dispatch.register("augment", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": native_clips.augment, "triton": _triton, "reference": reference.augment}
+
+
+def _forward(x: Tensor, *args) -> tuple[Tensor, Tensor]:
+    return _FORWARD[_dispatch.choose("augment", x.device.type)](x, *args)
+
+
+_library.impl("augment", _forward, "CompositeExplicitAutograd")
+_library.impl("augment_grad", reference.augment_grad, "CompositeExplicitAutograd")
+torch.library.register_fake("slrfast::augment", _fake, lib=_library)
+torch.library.register_fake("slrfast::augment_grad", _fake_grad, lib=_library)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------
+
+
+class _Augment(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, confidence: Tensor, linear: Tensor, center: Tensor, *others: Tensor):
+        ctx.save_for_backward(confidence, linear, *others)
+        x, confidence = torch.ops.slrfast.augment(x, confidence, linear, center, *others)
+        ctx.mark_non_differentiable(confidence)
+        return x, confidence
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor, _):
+        return torch.ops.slrfast.augment_grad(grad, *ctx.saved_tensors), *[None] * 8
+
+
+# ---- public ---------------------------------------------------------------------------------------------------------
 
 
 def augment(x: Tensor, confidence: Tensor, plan: AugmentTensors) -> tuple[Tensor, Tensor]:
@@ -46,15 +81,17 @@ def augment(x: Tensor, confidence: Tensor, plan: AugmentTensors) -> tuple[Tensor
 
     Args:
         x: [B, T, V, 2] coordinates in any unit, any strides; float64, float32, bfloat16 or float16. Gradient flows.
-        confidence: [B, T, V] floating, > 0 where a joint was seen.
-        plan: drawn by ``data.AugmentPlan`` or made by hand.
+            For several views of a clip, one after the other: B is views times clips.
+        confidence: [B, T, V] float32 or in the dtype of ``x``, > 0 where a joint was seen. No gradient flows.
+        plan: drawn by ``data.AugmentPlan`` or made by hand, for B clips.
     Returns:
-        Both tensors after augmentation, new, in their own dtypes.
+        Both tensors after augmentation, new, contiguous, in their own dtypes.
     Raises:
         TypeError: a tensor of another dtype. ValueError: shapes or devices that do not fit; on CPU, and on CUDA under
             SLRFAST_DEBUG=1, but not inside torch.compile: ``part`` or ``swap_index`` out of range.
     Numerics:
-        Accumulates in float32 (float64 if an input is) and rounds once to the dtype of ``x``; deterministic.
+        Accumulates in float32 (float64 if ``x`` or the plan is) and rounds once to the dtype of ``x``; deterministic,
+        bitwise the same on every backend. Saves confidence and plan for the backward pass, no coordinates.
 
     >>> quarter_turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
     >>> no, zero = torch.tensor([[False]]), torch.tensor([0])
@@ -63,26 +100,11 @@ def augment(x: Tensor, confidence: Tensor, plan: AugmentTensors) -> tuple[Tensor
     (tensor([[[[0., 1.]]]]), tensor([[[1.]]]))
     """
     op = "augment"
-    if not isinstance(plan, AugmentTensors):
-        raise TypeError(checks.message(op, "plan", "be an AugmentTensors", type(plan).__name__))
-    sizes = checks.shapes(
-        op,
-        x=(x, "B T V 2"),
-        confidence=(confidence, "B T V"),
-        linear=(plan.linear, "B P 2 2"),
-        center=(plan.center, "B P 2"),
-        part=(plan.part, "V"),
-        affected=(plan.affected, "B V"),
-        drop=(plan.drop, "B V"),
-        swap=(plan.swap, "B"),
-        swap_index=(plan.swap_index, "V"),
-    )
-    checks.floating(op, x=x, confidence=confidence, linear=plan.linear, center=plan.center)
-    checks.dtype(op, torch.int64, part=plan.part, swap_index=plan.swap_index)
-    checks.dtype(op, torch.bool, affected=plan.affected, drop=plan.drop, swap=plan.swap)
-    checks.same_device(op, x=x, confidence=confidence, **plan._asdict())
-    if checks.may_read(plan.part):
-        for name, index, count in (("part", plan.part, sizes["P"]), ("swap_index", plan.swap_index, sizes["V"])):
-            inside = bool(((index >= 0) & (index < count)).all())
-            checks.require(inside, op, name, f"be in [0, {count - 1}]", index.tolist())
-    return _FORWARD[_dispatch.choose(op, x.device.type)](x, confidence, *plan)
+    _changes.check(op, plan, x=(x, "B T V 2"), confidence=(confidence, "B T V"))
+    checks.floating(op, x=x)
+    if confidence.dtype not in (x.dtype, torch.float32):
+        raise TypeError(checks.message(op, "confidence", f"be torch.float32 or as x {x.dtype}", confidence.dtype))
+    checks.no_gradient(op, confidence=confidence, linear=plan.linear, center=plan.center)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Augment.apply(x, confidence.detach(), plan.linear.detach(), plan.center.detach(), *plan[2:])
+    return torch.ops.slrfast.augment(x, confidence, *plan)

@@ -33,3 +33,21 @@ def augment(
     swap = swap[:, None, None]
     x = torch.where(swap[..., None], x[:, :, swap_index], x)
     return x, torch.where(swap, confidence[:, :, swap_index], confidence)
+
+
+def augment_grad(
+    grad: Tensor,
+    confidence: Tensor,
+    linear: Tensor,
+    part: Tensor,
+    affected: Tensor,
+    drop: Tensor,
+    swap: Tensor,
+    swap_index: Tensor,
+) -> Tensor:
+    """The gradient of x for that of the first result of :func:`augment`."""
+    wide, matrix = widen(grad, linear[:, part])
+    unswapped = torch.zeros_like(wide).index_add_(2, swap_index, wide)
+    wide = torch.where(swap[:, None, None, None], unswapped, wide).masked_fill(drop[:, None, :, None], 0.0)
+    moved = affected[:, None] & (confidence > 0)
+    return torch.where(moved[..., None], torch.einsum("bvij,btvi->btvj", matrix, wide), wide).to(grad.dtype)

@@ -18,7 +18,15 @@ from slrfast.files import replacing
 
 
 class Pretrained(nn.Module):
-    """A module that is built from a frozen dataclass ``Config`` and can be saved and loaded."""
+    """A module that is built from a frozen dataclass ``Config`` and can be saved and loaded.
+
+    Attributes:
+        config: its settings.
+        epoch: the (fractional) epoch that training has come to, which the training loop keeps up; weights of losses
+            that change during training follow it.
+    """
+
+    epoch: float = 0.0
 
     Config: ClassVar[type[Any]]
     config: Any

@@ -27,15 +27,14 @@ from slrfast.nn import (
     KnowledgeTransfer,
     MemoryBank,
     MomentumEncoder,
-    PartGCN,
+    PoseEmbedding,
     PoseTransformer,
     ProjectionHead,
-    TemporalBlock,
 )
 from slrfast.systems.pretrained import Pretrained
 from slrfast.systems.stc_config import STCConfig
 
-RIGHT, LEFT, TRUNK = (graphs.layout(49).parts[part] for part in ("right_hand", "left_hand", "trunk"))
+RIGHT, LEFT = (graphs.layout(49).parts[part] for part in ("right_hand", "left_hand"))
 
 
 class View(NamedTuple):
@@ -64,22 +63,14 @@ class Parts(NamedTuple):
         return self.hand + self.trunk if self.total is None else self.total
 
 
-class STCEncoder(nn.Module):
+class STCEncoder(PoseEmbedding):
     """Graph networks, temporal blocks, transformers and attention pooling; the hands share one network."""
 
     def __init__(self, config: STCConfig) -> None:
-        super().__init__()
-        trunk_graph = graphs.TRUNK7_LEGACY if config.legacy_trunk_graph else graphs.TRUNK7
-
-        def gcn(graph: graphs.SkeletonGraph) -> PartGCN:
-            return PartGCN(
-                graph, config.gcn_channels, config.dim,
-                dropout=config.gcn_dropout, frame_dropout=config.frame_dropout, input_eps=config.input_eps,
-            )  # fmt: skip
-
-        self.hand_gcn, self.trunk_gcn = gcn(graphs.HAND21), gcn(trunk_graph)
-        self.hand_temporal = nn.Sequential(TemporalBlock(config.dim), TemporalBlock(config.dim))
-        self.trunk_temporal = nn.Sequential(TemporalBlock(config.dim), TemporalBlock(config.dim))
+        super().__init__(
+            config.dim, config.gcn_channels, graphs.TRUNK7_LEGACY if config.legacy_trunk_graph else graphs.TRUNK7,
+            dropout=config.gcn_dropout, frame_dropout=config.frame_dropout, input_eps=config.input_eps,
+        )  # fmt: skip
         self.hand_pool, self.trunk_pool = AttentionPool(config.dim), AttentionPool(config.dim)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d)):
@@ -98,11 +89,7 @@ class STCEncoder(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor) -> Parts:
         """Coordinates (or motion) [B, T, 49, 2] and hand visibility [B, T, 2] -> hand and trunk vectors [B, dim]."""
-        hands = self.hand_gcn(torch.stack((x[:, :, RIGHT], x[:, :, LEFT])), groups=2).flatten(0, 1).mT
-        for block in self.hand_temporal:
-            hands = block(hands, groups=2)
-        right, left = hands.mT.chunk(2)
-        trunk = self.trunk_temporal(self.trunk_gcn(x[:, :, TRUNK]).mT).mT
+        right, left, trunk = self.embed_parts(x)
         hands = self.hand_transformer(torch.cat((right, left), -1)).chunk(2, -1)
         hand = self.hand_pool(torch.cat(hands, 1), visible.mT.flatten(1))
         return Parts(hand, self.trunk_pool(self.trunk_transformer(trunk)))
@@ -256,45 +243,30 @@ class STC(Pretrained):
 
     @torch.no_grad()
     def views(self, batch: PoseBatch, generator: torch.Generator | None = None) -> tuple[View, View]:
-        """Two independently cropped, resampled and augmented views of every clip."""
-        return self._view(batch, generator), self._view(batch, generator)
+        """Two independently cropped, resampled and augmented views of every clip.
 
-    def _view(self, batch: PoseBatch, generator: torch.Generator | None) -> View:
-        config, device = self.config, batch.xy.device
-        lengths = batch.lengths
-        fraction, position = torch.rand((2, len(lengths)), generator=generator, device=device)
+        Both come from one draw: a generator in the same state gives the same two views.
+        """
+        config, device, lengths = self.config, batch.xy.device, batch.lengths
+        fraction, position = torch.rand((2, 2, batch.size), generator=generator, device=device)
         keep = (config.min_crop + (1 - config.min_crop) * fraction) * lengths
-        keep = keep.long().clamp(min=config.min_frames).minimum(lengths)
+        keep = keep.long().clamp_(min=config.min_frames).minimum(lengths)
         start = (position * (lengths - keep + 1)).long()
-        plan = self.augment_plan.draw(len(lengths), generator=generator, device=device)
-        return self._resampled(batch, start, keep, plan)
+        plan = self.augment_plan.draw(2 * batch.size, generator=generator, device=device)
+        both = self._view(batch, start, keep, plan)
+        return View(*(x[0] for x in both)), View(*(x[1] for x in both))
 
-    def _resampled(self, batch: PoseBatch, start: Tensor, length: Tensor, plan: ops.AugmentTensors | None) -> View:
+    def _view(self, batch: PoseBatch, start: Tensor, length: Tensor, plan: ops.AugmentTensors) -> View:
+        """The windows [..., B] of the clips as views [..., B, T, 49, 2], changed by as many plans."""
         config = self.config
-        seen = torch.stack([batch.confidence[:, part].amax(1) for part in (RIGHT, LEFT)], -1).unsqueeze(-1)
-        source = [batch.xy, batch.confidence.unsqueeze(-1)]
-        if config.motion_source == "before":
-            source.append(self._source_motion(batch))
-        frames = ops.resample(torch.cat(source, -1), batch.offsets, start, length, config.frames)
-        visible = ops.resample(seen, batch.offsets, start, length, config.frames, mode="nearest").squeeze(-1) > 0
-        xy, confidence = frames[..., :2], frames[..., 2]
-        motion = frames[..., 3:]
-        if plan is not None:
-            if config.motion_source == "before":
-                # a difference of positions has no origin, and none is missing: every joint is mapped, about zero
-                about_zero = plan._replace(center=torch.zeros_like(plan.center))
-                motion, _ = ops.augment(motion, torch.ones_like(confidence), about_zero)
-            xy, confidence = ops.augment(xy, confidence, plan)
-            visible = torch.where(plan.swap[:, None, None], visible.flip(-1), visible)
-        if config.motion_source == "after":
-            motion = ops.motion(xy, direction=config.motion_direction)
-        return View(xy, motion, confidence, visible)
-
-    def _source_motion(self, batch: PoseBatch) -> Tensor:
-        """Eq. 1 over the clips as they were filmed; no difference is taken across two clips."""
-        motion = ops.motion(batch.xy, direction=self.config.motion_direction)
-        edge = batch.offsets[:-1] if self.config.motion_direction == "backward" else batch.offsets[1:] - 1
-        return motion.index_fill(0, edge, 0.0)
+        direction = config.motion_direction
+        xy, motion, confidence, visible = ops.pose_views(
+            batch.xy, batch.confidence, batch.offsets, start, length, plan, config.frames,
+            motion=direction if config.motion_source == "before" else None,
+        )  # fmt: skip
+        if motion is None:
+            motion = ops.motion(xy, direction=direction)
+        return View(xy, motion, confidence, visible[..., :2])
 
     @torch.no_grad()
     def encode(self, batch: PoseBatch) -> Tensor:
@@ -309,7 +281,8 @@ class STC(Pretrained):
         self._check(batch)
         lengths = batch.lengths
         skip = (lengths * 0.025).long()
-        view = self._resampled(batch, skip, lengths - 2 * skip, None)
+        unchanged = AugmentPlan.none().draw(batch.size, device=batch.xy.device)
+        view = self._view(batch, skip, lengths - 2 * skip, unchanged)
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
@@ -324,6 +297,7 @@ class STC(Pretrained):
         same = batch.xy.device == own.device
         rule = f"be on the system's device ({own.device})"
         checks.require(same, "STC", "batch", rule, batch.xy.device, "use batch.to(device)")
+        batch.require_layout("STC", 49)
         checks.dtype("STC", own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
 
     def optimizer(self) -> torch.optim.Optimizer:

@@ -23,12 +23,15 @@ from slrfast.train import info
 from slrfast.train.config import build_system, open_dataset
 from slrfast.train.demo import demo
 from slrfast.train.evaluate import evaluate_run
+from slrfast.train.extract import extract
 from slrfast.train.loop import TrainingDiverged, pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
+from slrfast.train.pack import pack_command
 from slrfast.train.pictures import draw_embedding, draw_training, spread
 from slrfast.train.report import STOPPED, network_size, one_line, report_skipped, report_stop, speaker
 from slrfast.train.runs import write_json
 from slrfast.train.scoring import encode_dataset
+from slrfast.train.view import view
 
 USAGE = """usage: slrfast COMMAND [options]
 
@@ -36,11 +39,15 @@ commands:
   demo             pre-train a small STC and evaluate it on held-out sign languages, in minutes
   pretrain SYSTEM  pre-train a system on pose files
   evaluate         kNN and linear probe of a pre-trained run on held-out signers or languages
+  extract VIDEO... poses of videos, by rtmlib, MMPose or MediaPipe
+  pack SOURCE OUT  pose files, cut out and normalised once, in one memory-mapped store
+  view FILE        a picture or an animation of a pose file
   info             versions, instruction set, CUDA and the backend of every operation
 
 examples:
   slrfast demo --synthetic
   slrfast pretrain stc --data poses/ --run runs/first
+  slrfast pretrain masa --data poses/ --run runs/second
   slrfast evaluate --run runs/first --data labelled/
 
 Every command explains itself: slrfast COMMAND --help"""
@@ -60,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": demo,
         "pretrain": pretrain_command,
         "evaluate": evaluate_command,
+        "extract": extract,
         "info": info.main,
+        "pack": pack_command,
+        "view": view,
     }
     command, *rest = arguments
     try:

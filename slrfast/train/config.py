@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import Namespace
 
 from slrfast import checks
-from slrfast.data import ClipDataset, Fingerspelling, PoseDataset, PreprocessOptions, SyntheticSigns
+from slrfast.data import ClipDataset, Fingerspelling, PoseDataset, PreprocessOptions, SyntheticSigns, looks_packed
 from slrfast.errors import SlrfastError
 from slrfast.systems import SYSTEMS
 
@@ -109,15 +109,20 @@ def load_system(name: str, folder: Path) -> Any:
 
 
 def open_dataset(source: str, split: str | None = None, preprocess: Mapping[str, Any] | None = None) -> ClipDataset:
-    """The clips behind ``--data``: "synthetic", "fingerspelling", or a folder or file that PoseDataset reads."""
+    """The clips behind ``--data``: "synthetic", "fingerspelling", or a store, folder or file that PoseDataset reads.
+
+    A store keeps the options it was packed with: options other than the defaults must be the same.
+    """
     if not source:
-        raise RunError("--data is empty; name a folder, an index file, 'synthetic' or 'fingerspelling'")
+        raise RunError("--data is empty; name a store, a folder, an index file, 'synthetic' or 'fingerspelling'")
     try:
         options = PreprocessOptions(**(preprocess or {}))
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
     if source == "synthetic":
         return SyntheticSigns(num_classes=20, clips_per_class=50, num_signers=12, options=options)
+    if looks_packed(source):
+        return PoseDataset(source, split=split, options=None if options == PreprocessOptions() else options)
     with warnings.catch_warnings():
         # the commands list the skipped files themselves
         warnings.filterwarnings("ignore", message=r".* files? skipped")

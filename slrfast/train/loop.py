@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from slrfast import checks
@@ -24,6 +24,7 @@ from slrfast.data import PoseBatch
 from slrfast.errors import CheckpointError, SlrfastError
 from slrfast.train.checkpoint import load_checkpoint, save_checkpoint
 from slrfast.train.config import RunError, TrainConfig, choose_device
+from slrfast.train.loading import load_batches
 from slrfast.train.runs import RunFolder, RunLog
 from slrfast.train.scoring import Labelled, knn_accuracy
 
@@ -82,8 +83,9 @@ def pretrain(
 ) -> PretrainResult:
     """Pre-train a system; on the CPU a stopped and resumed run equals an uninterrupted one bit for bit.
 
-    Each step: ``training_step``, backward, optimizer step, ``update_after_step``, at the learning rate of the exact
-    fractional epoch. SIGINT and SIGTERM let the step finish and save. Batch size and epochs are the system's own.
+    Each step: ``training_step``, backward, optimizer step, ``update_after_step``, at the learning rate and with the
+    system's ``epoch`` of the exact fractional epoch. SIGINT and SIGTERM let the step finish and save. Batch size and
+    number of epochs are the system's own.
 
     Args:
         system: one of slrfast.systems, with its initial weights.
@@ -138,7 +140,8 @@ def pretrain(
             RunLog(folder, first) as log,
             tqdm(total=last * batch_size, initial=first * batch_size, unit=" clips", disable=not progress) as bar,
         ):
-            for batch in _loader(dataset, config, BatchOrder(clips, batch_size, config.seed, first, last), device):
+            order = BatchOrder(clips, batch_size, config.seed, first, last)
+            for batch in load_batches(dataset, order, config.workers, device):
                 epoch = session.step / per_epoch
                 values = _train_step(session, batch.to(device), epoch, config)
                 session.step += 1
@@ -207,6 +210,7 @@ class _Session:
 
 def _train_step(session: _Session, batch: PoseBatch, epoch: float, config: TrainConfig) -> dict[str, float]:
     system, optimizer = session.system, session.optimizer
+    system.epoch = epoch
     rate = system.learning_rate(epoch)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -224,24 +228,6 @@ def _train_step(session: _Session, batch: PoseBatch, epoch: float, config: Train
     optimizer.step()
     system.update_after_step()
     return {**values, "learning_rate": rate}
-
-
-def _loader(dataset: Dataset, config: TrainConfig, order: BatchOrder, device: torch.device) -> DataLoader:
-    return DataLoader(
-        dataset,
-        batch_sampler=order,
-        collate_fn=PoseBatch.collate,
-        num_workers=config.workers,
-        worker_init_fn=_leave_signals_to_trainer,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else the loader would draw its own seed from the global generator
-    )
-
-
-def _leave_signals_to_trainer(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, but only the training process decides when to stop its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

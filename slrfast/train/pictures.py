@@ -9,21 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from slrfast import graphs
 from slrfast.data import Clip, PoseBatch
 from slrfast.files import replacing
 from slrfast.train.projection import tsne
 from slrfast.train.runs import RunFolder
+from slrfast.train.skeleton import FAINT, INK, dots, draw_pose, frame
 
-_INK, _FAINT = "#22262b", "#c9ced6"
 _PALETTE = ("#1f6fb4", "#d1495b", "#2e8b57", "#e08e1b", "#7b4fa3", "#118a9c", "#8c5a2b", "#d670ad", "#5d6b7a")
-_FINGER_COLORS = ("#d1495b", "#e08e1b", "#2e8b57", "#1f6fb4", "#7b4fa3")
 _NOT_LOSSES = ("step", "epoch", "seconds", "clips_per_second", "learning_rate")
 
 
@@ -37,20 +33,20 @@ def draw_losses(records: Sequence[Mapping[str, float]], path: str | Path) -> Non
     for place, name in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         points = np.array([(r["epoch"], r[name]) for r in records if name in r])
-        color = _INK if name == "loss" else _PALETTE[(place - 1) % len(_PALETTE)]
+        color = INK if name == "loss" else _PALETTE[(place - 1) % len(_PALETTE)]
         if name in ("learning_rate", "knn_top1"):
             axes.plot(*points.T, color=color, marker="." if name == "knn_top1" else None)
         else:
             axes.plot(*points.T, color=color, alpha=0.25, linewidth=0.8)
             axes.plot(points[:, 0], _smooth(points[:, 1]), color=color, linewidth=1.8)
         title = {"loss": "total loss", "knn_top1": "kNN top-1, held-out groups"}.get(name, name.replace("_", " "))
-        axes.set_title(title, fontsize=10, color=_INK)
+        axes.set_title(title, fontsize=10, color=INK)
         axes.set_xlabel("epoch", fontsize=8)
         if name == "learning_rate":
             axes.set_ylim(0, 1.08 * max(points[:, 1].max(), 1e-12))
         axes.ticklabel_format(useOffset=False)
         _plain(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_views(
@@ -67,22 +63,22 @@ def draw_views(
     """
     count = min(clips, len(names))
     figure = Figure(figsize=(1.75 * moments + 0.9, 2.15 * 2 * count + 0.6), layout="constrained")
-    figure.suptitle("Two augmented views of the same clips, as the two encoders see them", fontsize=12, color=_INK)
+    figure.suptitle("Two augmented views of the same clips, as the two encoders see them", fontsize=12, color=INK)
     grid = figure.add_gridspec(2 * count, moments, hspace=0.02, wspace=0.02)
     for row in range(2 * count):
         clip, view = divmod(row, 2)
         xy, confidence = (getattr(views[view], key)[clip].detach().cpu().numpy() for key in ("xy", "confidence"))
-        for column, frame in enumerate(np.linspace(0, len(xy) - 1, moments).round().astype(int)):
+        for column, moment in enumerate(np.linspace(0, len(xy) - 1, moments).round().astype(int)):
             axes = figure.add_subplot(grid[row, column])
-            _draw_pose(axes, xy[frame], confidence[frame] > 0)
+            draw_pose(axes, xy[moment], confidence[moment])
             if column == row == 0:
                 for x, label in ((-0.15, "right hand"), (0.55, "left hand")):
                     axes.text(x, 1.63, label, fontsize=6, color="#7c8591")
             if column == 0:
-                axes.set_ylabel(f"{names[clip]}\nview {view + 1}", fontsize=9, color=_INK)
+                axes.set_ylabel(f"{names[clip]}\nview {view + 1}", fontsize=9, color=INK)
             if row == 0:
-                axes.set_title(f"frame {frame + 1} of {len(xy)}", fontsize=9, color=_INK)
-    _save(figure, path)
+                axes.set_title(f"frame {moment + 1} of {len(xy)}", fontsize=9, color=INK)
+    save_figure(figure, path)
 
 
 def _caption(clip: Clip, class_names: Sequence[str]) -> str:
@@ -121,26 +117,26 @@ def draw_embedding(maps: Mapping[str, Tensor], labels: Tensor, names: Sequence[s
     for place, (title, features) in enumerate(maps.items()):
         axes = figure.add_subplot(1, len(maps), place + 1)
         points = tsne(features[chosen]).numpy()
-        _dots(axes, points[shown.numpy() < 0], s=10, color=_FAINT)
+        dots(axes, points[shown.numpy() < 0], s=10, color=FAINT)
         for index, name in enumerate(names):
             mine = points[shown.numpy() == index]
             if short:
-                _dots(axes, mine, s=0)
+                dots(axes, mine, s=0)
                 for x, y in mine:
                     axes.text(
                         x, y, _shown(name), color=colors[index], fontsize=8, ha="center", va="center", weight="bold"
                     )
             else:
-                _dots(axes, mine, s=14, color=colors[index], label=_shown(name), alpha=0.85)
-        axes.set_title(f"{title}  ({len(chosen)} clips, t-SNE)", fontsize=11, color=_INK)
+                dots(axes, mine, s=14, color=colors[index], label=_shown(name), alpha=0.85)
+        axes.set_title(f"{title}  ({len(chosen)} clips, t-SNE)", fontsize=11, color=INK)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.margins(0.04)
-        _frame(axes)
+        frame(axes)
     if legend:
         handles = figure.axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside right center", fontsize=8, frameon=False, markerscale=1.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_training(folder: RunFolder, system: Any, dataset: Any) -> None:
@@ -150,50 +146,6 @@ def draw_training(folder: RunFolder, system: Any, dataset: Any) -> None:
     device = next(system.parameters()).device
     views = system.views(PoseBatch.collate(few).to(device), torch.Generator(device).manual_seed(0))
     draw_views(views, [_caption(clip, dataset.class_names) for clip in few], folder.views_picture)
-
-
-def _draw_pose(axes: Axes, xy: np.ndarray, seen: np.ndarray) -> None:
-    """One frame: the trunk above, and below it the middle of the right hand's box and of the left hand's."""
-    parts = graphs.layout(49).parts
-    side, zoom, top = 0.66, 1.5, 1.0
-    for part, left in (("right_hand", -0.18), ("left_hand", 0.52)):
-        hand = xy[parts[part]].copy()
-        if part == "left_hand":
-            hand[:, 0] = 1 - hand[:, 0]  # stored mirrored
-        box = Rectangle((left, top), side, side, facecolor="#f4f5f7", edgecolor=_FAINT, linewidth=0.6)
-        axes.add_patch(box)
-        colors = [_FINGER_COLORS[(joint - 1) // 4] if joint else _INK for joint in range(21)]
-        place = ((hand - 0.5) * zoom + 0.5) * side + (left, top)
-        _draw_bones(axes, place, seen[parts[part]], graphs.HAND21, colors, 2.4, box)
-    colors = [_INK] + ["#1f6fb4"] * 3 + ["#d1495b"] * 3
-    _draw_bones(axes, xy[parts["trunk"]], seen[parts["trunk"]], graphs.TRUNK7, colors, 4.0, axes.patch)
-    axes.set_xlim(-0.22, 1.22)
-    axes.set_ylim(1.7, 0.0)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    _frame(axes)
-
-
-def _draw_bones(
-    axes: Axes,
-    xy: np.ndarray,
-    seen: np.ndarray,
-    graph: graphs.SkeletonGraph,
-    colors: Sequence[str],
-    dot: float,
-    clip: Patch,
-) -> None:
-    for partition, inner, outer, _ in graph.edges:
-        if partition == graphs.OUTWARD and seen[inner] and seen[outer]:
-            (bone,) = axes.plot(*xy[[inner, outer]].T, color=colors[outer], linewidth=0.55 * dot)
-            bone.set_clip_path(clip)
-    shown = [color for color, visible in zip(colors, seen, strict=True) if visible]
-    _dots(axes, xy[seen], s=dot**2, c=shown, zorder=3).set_clip_path(clip)
-
-
-def _dots(axes: Axes, points: np.ndarray, **style: Any) -> PathCollection:
-    return axes.scatter(points[:, 0], points[:, 1], linewidths=0, **style)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -214,15 +166,11 @@ def _class_colors(count: int) -> list[tuple[float, ...]]:
 
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8, colors=_INK)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.6)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
 
 
-def _frame(axes: Axes) -> None:
-    for spine in axes.spines.values():
-        spine.set_color(_FAINT)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=140, format="png")

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from slrfast.data import ClipDataset
+from slrfast.errors import one_line
 from slrfast.train.loop import PretrainResult
 from slrfast.train.options import TrainingOptions
 
@@ -21,15 +22,6 @@ STOPPED = {"SIGINT": 130, "SIGPIPE": 141, "SIGTERM": 143}
 def speaker(as_json: bool) -> Callable[[str], None]:
     """Prints for people: on stdout, or on stderr when stdout is kept for JSON."""
     return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
-
-
-def one_line(text: str) -> str:
-    """The text with everything escaped that a terminal or a file cannot show: line ends, control codes, broken UTF-8.
-
-    >>> one_line("bad\\nname")
-    'bad\\\\nname'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def report_skipped(dataset: ClipDataset, path: Path, say: Callable[[str], None]) -> None:

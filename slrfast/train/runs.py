@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import slrfast
-from slrfast.files import replacing
+from slrfast.files import locked, replacing
 from slrfast.systems import SYSTEMS
 from slrfast.train.config import RunError, TrainConfig, as_yaml, read_yaml
 
@@ -77,25 +76,13 @@ class RunFolder:
         Raises:
             RunError: another process has it, or there is no such folder.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows cannot lock a folder
-            yield
-            return
-        try:
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise RunError(f"{self.path}: the run folder cannot be opened ({error.strerror})") from error
-        try:
+        busy = RunError(f"{self.path}: another process is training in this folder; wait or stop it")
+        with ExitStack() as stack:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"{self.path}: another process is training in this folder; wait or stop it") from error
-            except OSError:  # a file system without locks
-                pass
+                stack.enter_context(locked(self.path, busy))
+            except OSError as error:
+                raise RunError(f"{self.path}: the run folder cannot be opened ({error.strerror})") from error
             yield
-        finally:
-            os.close(handle)
 
     def existing(self) -> RunFolder:
         """The folder itself, or RunError when no run lies there."""

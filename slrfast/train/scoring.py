@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from slrfast.data import PoseBatch
 from slrfast.tasks import group_folds, knn_scores, linear_probe_scores, recognition_metrics
 from slrfast.train.config import RunError
+from slrfast.train.loading import load_batches
 
 CLASSIFIERS = ("kNN", "linear probe")
 COLUMNS = {
@@ -70,12 +70,7 @@ def encode_dataset(
     """Features of clips in order, [N, D] float32 on the CPU; with ``progress`` a bar of that title."""
     chosen = [int(i) for i in (range(len(dataset)) if indices is None else indices)]  # type: ignore[arg-type]
     device = next(system.parameters()).device
-    batches = DataLoader(
-        dataset,
-        batch_sampler=[chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)],
-        collate_fn=PoseBatch.collate,
-        generator=torch.Generator(),
-    )
+    batches = load_batches(dataset, [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)])
     with tqdm(total=len(chosen), desc=progress, unit=" clips", disable=not progress) as bar:
         features = []
         for batch in batches:

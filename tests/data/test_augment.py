@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from slrfast import ops
+from slrfast import graphs, ops
 from slrfast.data import AugmentPlan
 
 B = 4000
@@ -60,6 +60,106 @@ def test_paper_drops_exactly_ten_joints_of_half_the_clips():
     assert half(count > 0) and half(got.swap)
     share = got.drop[count > 0].float().mean(0)
     assert (share - 10 / 49).abs().max() < 5 * math.sqrt(0.2 * 0.8 / (B / 2))
+
+
+def uniform(values, low, high):
+    """Kolmogorov and Smirnov's distance to the uniform distribution, at one in a million."""
+    share = (values.double().sort().values - low) / (high - low)
+    steps = torch.arange(len(share) + 1) / len(share)
+    distance = max(float((steps[1:] - share).max()), float((share - steps[:-1]).max()))
+    return distance < 2.7 / math.sqrt(len(share))
+
+
+def angles(linear):
+    return torch.atan2(linear[:, 1, 0], linear[:, 0, 0]) * 180 / math.pi
+
+
+def independent(a, b):
+    """No correlation beyond what chance gives, at four standard deviations."""
+    return abs(float(torch.corrcoef(torch.stack((a.double(), b.double())))[0, 1])) < 4 / math.sqrt(len(a))
+
+
+def test_paper_is_uniform_and_turns_to_both_sides_alike():
+    got = draw(PLANS["paper"])
+    angle, scale = angles(got.linear[:, 0]), torch.linalg.det(got.linear[:, 0]).sqrt()
+    assert uniform(angle, -15, 15) and uniform(scale, 0.8, 1.2)
+    assert half(angle > 0) and uniform(angle.abs(), 0, 15)
+    chances = {"angle": angle, "scale": scale, "swap": got.swap, "drop": got.drop.any(1)}
+    names = list(chances)
+    assert all(independent(chances[a], chances[b]) for i, a in enumerate(names) for b in names[:i])
+
+
+def test_legacy_shears_and_multiplies_uniformly():
+    got = draw(PLANS["legacy"])
+    touched = got.affected.sum(1)
+    shear, matrix = got.linear[touched == 49, 0], got.linear[touched == 25, 0]
+    for entries in (shear[:, 0, 1], shear[:, 1, 0], *matrix.flatten(1).T):
+        assert uniform(entries, -1, 1) and half(entries > 0)
+
+
+@pytest.mark.parametrize("name", ["paper", "legacy"])
+def test_every_joint_and_every_pair_of_joints_is_as_likely(name):
+    got = draw(PLANS[name], 8 * B)
+    drop = got.drop[got.drop.any(1)].double()
+    count = int(drop[0].sum())
+    expected = count * (count - 1) / (49 * 48)
+    together = drop.T @ drop / len(drop)
+    assert (together.diagonal() - count / 49).abs().max() < 5 * math.sqrt(count / 49 * (1 - count / 49) / len(drop))
+    together.fill_diagonal_(expected)
+    assert (together - expected).abs().max() < 5 * math.sqrt(expected * (1 - expected) / len(drop))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.011, 0.5, 1.0])
+def test_the_number_of_dropped_joints_is_exact(fraction, monkeypatch):
+    plan = AugmentPlan(joint_probability=1.0, joint_fraction=fraction)
+    assert (draw(plan, 100).drop.sum(1) == round(49 * fraction)).all()
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None, **options: torch.zeros(shape, **options))
+    assert (draw(plan, 3).drop.sum(1) == round(49 * fraction)).all()  # also when all keys are equal
+
+
+def test_two_views_of_one_draw_are_independent():
+    got = draw(PLANS["paper"], 2 * B)
+    for values in (angles(got.linear[:, 0]), torch.linalg.det(got.linear[:, 0]), got.swap, got.drop.any(1)):
+        assert independent(*values.view(2, B))
+    both = got.drop.view(2, B, 49)
+    both = both[:, both.any(2).all(0)].double()
+    expected = 100 / 49
+    assert abs(float((both[0] * both[1]).sum(1).mean()) - expected) < 4 * 1.3 / math.sqrt(both.shape[1])
+
+
+def test_chances_are_those_of_the_plan():
+    plan = AugmentPlan(joint_probability=0.3, joint_fraction=0.1, swap_probability=0.9)
+    got = draw(plan, 4 * B)
+    for chosen, probability in ((got.drop.any(1), 0.3), (got.swap, 0.9)):
+        spread = math.sqrt(probability * (1 - probability) / len(chosen))
+        assert abs(float(chosen.float().mean()) - probability) < 4 * spread
+    always = draw(AugmentPlan(joint_probability=1.0, joint_fraction=0.1, swap_probability=1.0))
+    assert always.swap.all() and always.drop.any(1).all()
+
+
+def test_what_can_change_nothing_is_not_drawn():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    got = PLANS["none"].draw(5, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+    assert not got.affected.any() and not got.drop.any() and not got.swap.any()
+    assert not draw(PLANS["hand_swap"]).affected.any()
+
+
+@pytest.mark.parametrize("keypoints", graphs.LAYOUTS)
+def test_other_layouts(keypoints):
+    plan, parts = PLANS["paper"], graphs.layout(keypoints).parts
+    got = plan.draw(64, keypoints=keypoints, generator=torch.Generator().manual_seed(0))
+    assert got.linear.shape == (64, len(parts), 2, 2) and got.center.shape == (64, len(parts), 2)
+    for p, rows in enumerate(parts.values()):
+        assert (got.part[rows] == p).all()
+    assert set(got.drop.sum(1).tolist()) == {0, round(keypoints * 0.2)}
+    right, left = parts["right_hand"], parts["left_hand"]
+    joint = torch.arange(keypoints)
+    assert got.swap_index[right].equal(joint[left]) and got.swap_index[left].equal(joint[right])
+    assert int((got.swap_index != joint).sum()) == 42
+    x = torch.rand(64, 2, keypoints, 2)
+    assert ops.augment(x, torch.ones(64, 2, keypoints), got)[0].shape == x.shape
 
 
 def test_legacy_is_exactly_one_of_dropping_multiplying_and_shearing():

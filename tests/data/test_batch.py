@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from slrfast import graphs
 from slrfast.data import Clip, PoseBatch, SyntheticSigns
+from slrfast.systems import MASA, STC, MASAConfig, STCConfig
 
 
 def clip(frames, value, **kwargs):
@@ -17,6 +19,29 @@ def test_collate_packs_without_padding():
     assert batch.xy[:, 0, 0].tolist() == [1, 1, 2, 3, 3, 3]
     assert batch.offsets.dtype == batch.label.dtype == batch.index.dtype == torch.int64
     assert batch.size == 3 and batch.rgb is None and batch.tokens is None
+
+
+@pytest.mark.parametrize("keypoints", graphs.LAYOUTS)
+def test_batches_of_every_layout(keypoints):
+    batch = PoseBatch.random(3, min_frames=2, max_frames=4, keypoints=keypoints)
+    assert batch.num_keypoints == keypoints and batch.xy.shape[1:] == (keypoints, 2)
+    rows = [slice(a, b) for a, b in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True)]
+    again = PoseBatch.collate([Clip(batch.xy[r].half(), batch.confidence[r].half()) for r in rows])
+    assert again.xy.dtype == again.confidence.dtype == torch.float32  # clips of a store may be float16
+    torch.testing.assert_close(again.xy, batch.xy, rtol=1e-3, atol=1e-3)
+
+
+def test_layouts_are_not_mixed_and_systems_say_which_they_need():
+    mixed = [Clip(torch.zeros(2, keypoints, 2), torch.zeros(2, keypoints)) for keypoints in (49, 79)]
+    with pytest.raises(ValueError, match=r"PoseBatch.collate: clips must all have the same layout, got \[49, 79\]"):
+        PoseBatch.collate(mixed)
+    batch = PoseBatch.random(2, keypoints=75)
+    sentence = "{}: batch must have layout 49, got 75; pre-process with layout=49"
+    for system in (STC(STCConfig.small(frames=8, bank_size=16, neighbors=8)), MASA(MASAConfig.small())):
+        for use in (system.training_step, system.encode):
+            with pytest.raises(ValueError) as raised:
+                use(batch)
+            assert str(raised.value) == sentence.format(type(system).__name__)
 
 
 def test_collate_refuses_an_empty_list():
@@ -52,7 +77,13 @@ def test_pin_memory_pins_every_tensor():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(xy=torch.zeros(5, 48, 2)), ValueError, r"PoseBatch: xy must have shape \[F, 49, 2\]"),
+        (
+            dict(xy=torch.zeros(5, 48, 2)),
+            ValueError,
+            "PoseBatch: xy must have one of 49, 75, 79, 133 keypoints, got 48",
+        ),
+        (dict(xy=torch.zeros(5, 49, 3)), ValueError, r"PoseBatch: xy must have shape \[F, V, 2\], got \[5, 49, 3\]"),
+        (dict(xy=torch.zeros(5, 75, 2)), ValueError, r"PoseBatch: confidence must have shape \[F, V\] with V = 75"),
         (dict(confidence=torch.zeros(4, 49)), ValueError, "PoseBatch: confidence must have shape .* with F = 5"),
         (dict(label=torch.zeros(3, dtype=torch.int64)), ValueError, "PoseBatch: index must have shape"),
         (dict(offsets=torch.tensor([0, 5])), ValueError, r"PoseBatch: offsets must have shape \[3\], got \[2\]"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slrfast.data import FORMATS, PoseDataset, PreprocessOptions, SyntheticSigns, preprocess
-from slrfast.data.dataset import number_labels
+from slrfast.data.sources import number_labels
 from slrfast.errors import DatasetError
 
 

@@ -25,7 +25,8 @@ def test_numbers_become_float32_and_missing_joints_become_zero():
 
 
 def test_layouts_have_their_number_of_names():
-    assert {name: len(names) for name, names in LAYOUTS.items()} == {"coco133": 133, "holistic": 75, "sign49": 49}
+    counts = {"coco133": 133, "holistic": 75, "holistic_face": 143, "sign49": 49}
+    assert {name: len(names) for name, names in LAYOUTS.items()} == counts
     assert all(len(set(names)) == len(names) for names in LAYOUTS.values())
 
 
@@ -67,10 +68,15 @@ XY, CONFIDENCE = (4, 1, 133, 2), (4, 1, 133)
             dict(confidence=np.ones((3, 1, 133))),
             "clip.npz: confidences must have shape [4, 1, 133], got [3, 1, 133]",
         ),
+        (dict(xy=np.ones(XY, complex)), "clip.npz: positions must be numbers, got complex128"),
+        (dict(confidence=np.full(CONFIDENCE, "1")), "clip.npz: confidences must be numbers, got <U1"),
         (dict(count=17), "clip.npz: layout coco133 has 133 keypoints, got 17"),
         (dict(frames=0), "clip.npz: there are no frames"),
         (dict(people=0), "clip.npz: there is nobody in any frame"),
-        (dict(layout="openpose"), "clip.npz: layout 'openpose' is unknown; known are coco133, holistic, sign49"),
+        (
+            dict(layout="openpose"),
+            "clip.npz: layout 'openpose' is unknown; known are coco133, holistic, holistic_face, sign49",
+        ),
         (dict(fps=np.nan), "clip.npz: the frame rate is nan"),
         (
             dict(size=(0, 480)),

@@ -6,8 +6,9 @@ import torch
 
 from slrfast import graphs
 from slrfast.data import Pose, PreprocessOptions, preprocess
+from slrfast.data.crop import crop_normalise
 from slrfast.data.pose import LAYOUTS
-from slrfast.data.preprocess import arrays, crop_normalise, joint_indices
+from slrfast.data.preprocess import arrays, joint_indices
 from slrfast.errors import PoseFileError
 
 OPTIONS = {
@@ -192,13 +193,13 @@ def test_left_hand_is_mirrored_and_its_far_edge_removed():
 
 
 def test_mirroring_removes_what_is_not_below_255():
-    hand = np.zeros((1, 21, 2))
-    hand[0, :4] = (1, 100), (1.5, 100), (100, 255), (100, 254.5)
-    args = (hand, np.ones((1, 21), np.float32), np.array([[0, 0, 256, 256]]), np.array([True]), 0.4)
-    left, _ = crop_normalise(*args, mirror=True)
-    assert (left[0, :4] * 256).tolist() == [[0, 100], [254.5, 100], [156, 0], [156, 254.5]]
-    right, _ = crop_normalise(*args, mirror=False)
-    assert (right[0, :4] * 256).tolist() == hand[0, :4].tolist()
+    hand = np.zeros((2, 1, 21, 1))
+    hand[:, 0, :4, 0] = np.array([(1, 100), (1.5, 100), (100, 255), (100, 254.5)]).T
+    args = (hand, np.ones((1, 21, 1), np.float32), np.zeros((2, 1, 1)), np.full((1, 1), 256.0), 0.4)
+    left, _ = crop_normalise(*args, mirrored=[0])
+    assert (left[:, 0, :4, 0].T * 256).tolist() == [[0, 100], [254.5, 100], [156, 0], [156, 254.5]]
+    right, _ = crop_normalise(*args)
+    assert (right * 256).tolist() == hand.tolist()
 
 
 def test_arm_gives_a_box_when_the_hand_is_lost():
@@ -240,6 +241,56 @@ def test_order_of_time_survives_dropped_frames():
     np.testing.assert_allclose(clip.xy[:, 42, 0] * 640, np.arange(0, 30, 2), atol=1e-4)
 
 
+@pytest.mark.parametrize("keypoints", [75, 79, 133])
+def test_every_layout_holds_the_same_hands_and_the_rest_by_the_image(make_pose, keypoints):
+    pose = make_pose(frames=5, seed=keypoints)
+    confidence = pose.confidence.copy()
+    confidence[1, 0, 23:91:2], confidence[2, 0, 0], confidence[3, 0, 91:112] = 0.39, 0.2, 0
+    pose = Pose(pose.xy, confidence, size=pose.size)
+    clip, small = preprocess(pose, PreprocessOptions(layout=keypoints)), preprocess(pose)
+    layout, base = graphs.layout(keypoints), graphs.layout(49)
+    assert clip.xy.shape == (5, keypoints, 2) and clip.confidence.shape == (5, keypoints)
+    for name, row in zip(base.names, range(49), strict=True):
+        same = layout.names.index(name)
+        assert torch.equal(clip.xy[:, same], small.xy[:, row])
+        assert torch.equal(clip.confidence[:, same], small.confidence[:, row])
+    others = [i for i, name in enumerate(layout.names) if "_hand_" not in name]
+    seen = confidence[:, 0, layout.indices[others]] >= np.float32(0.4)
+    want = np.where(seen[..., None], pose.xy[:, 0, layout.indices[others]].astype(np.float64) / pose.size, 0)
+    np.testing.assert_array_equal(clip.xy[:, others].numpy(), want.astype(np.float32))
+    want = np.where(seen, confidence[:, 0, layout.indices[others]], 0)
+    np.testing.assert_array_equal(clip.confidence[:, others], want)
+
+
+@pytest.mark.parametrize("keypoints", graphs.LAYOUTS)
+def test_a_mirrored_person_is_the_flipped_clip(make_pose, keypoints):
+    """Hands swap as they are, since the left one is stored mirrored; all else is mirrored about the image's middle."""
+    pose = make_pose(frames=4, size=(640, 480))
+    coco, layout = graphs.layout(133), graphs.layout(keypoints)
+    mirrored = pose.xy[:, :, coco.flip] * (-1, 1) + (640, 0)
+    options = PreprocessOptions(layout=keypoints)
+    clip = preprocess(pose, options)
+    flipped = clip.xy[:, layout.flip].clone()
+    others = [i for i, name in enumerate(layout.names) if "_hand_" not in name]
+    flipped[:, others, 0] = 1 - flipped[:, others, 0]
+    got = preprocess(Pose(mirrored, pose.confidence[:, :, coco.flip], size=pose.size), options)
+    torch.testing.assert_close(got.xy[:, others], flipped[:, others], rtol=0, atol=1e-6)
+    torch.testing.assert_close(got.xy, flipped, rtol=0, atol=2 / 256)  # boxes begin at whole pixels
+    assert torch.equal(got.confidence, clip.confidence[:, layout.flip])
+
+
+def test_joints_that_a_file_lacks_are_missing(make_pose):
+    holistic = make_pose(frames=3, layout="holistic", count=75)
+    clip = preprocess(holistic, PreprocessOptions(layout=133))
+    names = np.array(graphs.layout(133).names)
+    lacking = [name for name in names if name not in LAYOUTS["holistic"]]
+    assert {name for name in lacking if not name.startswith("face_")} == {
+        "left_small_toe", "right_small_toe"
+    }  # fmt: skip
+    rows = np.isin(names, lacking)
+    assert not clip.confidence[:, rows].any() and not clip.xy[:, rows].any() and (clip.confidence[:, ~rows] == 1).all()
+
+
 def test_holistic_and_coco_name_the_same_joints(make_pose):
     coco = make_pose(frames=5)
     to_holistic = {name: i for i, name in enumerate(LAYOUTS["holistic"])}
@@ -274,7 +325,7 @@ def test_the_largest_and_most_certain_person_is_taken_unless_one_is_named(make_p
         (hand_clip(spread((150, 100), (250, 150)), confidence=0.3), "no hand is visible in any frame"),
         (
             hand_clip(spread((0.3, 0.3), (0.6, 0.5))),
-            "positions look like fractions of the image, pixels are needed",
+            "positions look like fractions of the image, pixels are needed; say units='fractions' when reading",
         ),
         (
             hand_clip(spread((150, 100), (250, 150)), size=None),
@@ -295,6 +346,11 @@ def test_size_of_the_options_serves_files_without_one():
 
 
 def test_options_are_checked():
+    for layout in (50, "49", None):
+        with pytest.raises(ValueError, match="PreprocessOptions: layout must be one of 49, 75, 79, 133, got"):
+            PreprocessOptions(layout=layout)
+    with pytest.raises(ValueError, match="PreprocessOptions: units must be one of 'auto', 'pixels', 'fractions'"):
+        PreprocessOptions(units="metres")
     with pytest.raises(ValueError, match="PreprocessOptions.legacy: dataset must be one of 'wlasl'"):
         PreprocessOptions.legacy("phoenix")
     with pytest.raises(ValueError, match=r"PreprocessOptions: min_visible must be in \[1, 21\], got 0"):

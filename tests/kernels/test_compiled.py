@@ -208,6 +208,86 @@ def part_max_calls():
         part_max_grad(*part_max(x, members), members, 21)
 
 
+def motion_mask_calls():
+    from slrfast.kernels.triton.motion_mask import motion_mask
+
+    numbers = (3, 0.4, 5.0, 0.5, 0.9)
+    for dtypes, clips, frames, joints, norm in (
+        (("float32", "float32", "float32"), 64, 64, 49, False),
+        (("float32", "float32", "float32"), 64, 64, 49, True),
+        (("float64", "float64", "float64"), 64, 150, 49, True),
+        (("float32", "float64", "float32"), 64, 150, 49, False),
+        (("bfloat16", "float32", "float16"), 2**20, 8192, 133, False),  # offsets beyond 32 bits
+        (("float16", "float16", "float64"), 2, 8192, 2048, True),  # the most frames and joints
+        (("float32", "float32", "float32"), 1, 1, 1, False),  # every size is a constant here
+    ):
+        x, confidence, keys = (
+            meta(clips, frames, *rest, dtype=dtype)
+            for dtype, rest in zip(dtypes, ((joints, 2), (joints,), ()), strict=True)
+        )
+        for lengths in (None, meta(clips, dtype="int64")):
+            motion_mask(x, confidence, lengths, keys, *numbers, norm)
+
+
+def masked_motion_loss_calls():
+    from slrfast.kernels.triton.masked_motion_loss import masked_motion_loss
+
+    for prediction, other, weights, clips, frames, joints in (
+        ("float32", "float32", (), 64, 64, 49),
+        ("bfloat16", "float32", (2,), 64, 64, 49),
+        ("float16", "float16", (), 2**20, 5000, 133),  # offsets beyond 32 bits
+        ("float64", "float32", (2,), 64, 150, 49),
+        ("float64", "float64", (), 2, 3, 5000),
+        ("float32", "float32", (), 1, 1, 1),
+    ):
+        y, m = (meta(clips, frames, joints, 2, dtype=dtype) for dtype in (prediction, other))
+        weight = meta(clips, frames, joints, *weights, dtype=other)
+        for squared, average, want_grad in ((True, True, True), (False, True, True), (True, False, False)):
+            masked_motion_loss(y, m, weight, meta(clips, frames, dtype="bool"), 1 / 256, squared, average, want_grad)
+
+
+def clip_plan(dtype, clips, joints, parts):
+    linear, center = meta(clips, parts, 2, 2, dtype=dtype), meta(clips, parts, 2, dtype=dtype)
+    flags = [meta(clips, joints, dtype="bool") for _ in range(2)]
+    part, swap_index = (meta(joints, dtype="int64") for _ in range(2))
+    return linear, center, part, *flags, meta(clips, dtype="bool"), swap_index
+
+
+def clip_windows(views, clips):
+    return meta(clips + 1, dtype="int64"), *(meta(views, clips, dtype="int64") for _ in range(2))
+
+
+def resample_calls():
+    from slrfast.kernels.triton.resample import resample
+
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        for joints, out_frames in ((49, 64), (133, 32), (1, 1)):
+            resample(meta(4096, joints, 2, dtype=dtype), *clip_windows(2, 64), out_frames, "linear")
+    resample(meta(2**26, 49, 2), *clip_windows(2, 2**20), 64, "linear")  # offsets beyond 32 bits
+    for dtype in ("float32", "bool", "int64"):
+        resample(meta(4096, 49, 1, dtype=dtype), *clip_windows(1, 64), 64, "nearest")
+
+
+def augment_calls():
+    from slrfast.kernels.triton.augment import augment
+
+    for dtype, confidence in (("float32",) * 2, ("float64",) * 2, ("bfloat16",) * 2, ("float16", "float32")):
+        for clips, joints, parts in ((128, 49, 3), (2**22, 133, 5), (1, 1, 1)):
+            x, sure = meta(clips, 64, joints, 2, dtype=dtype), meta(clips, 64, joints, dtype=confidence)
+            augment(x, sure, *clip_plan("float32", clips, joints, parts))
+
+
+def pose_views_calls():
+    from slrfast.kernels.triton.pose_views import pose_views
+
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        for clips, joints, parts in ((64, 49, 3), (2**20, 133, 5), (1, 1, 1)):
+            for direction in (-1, 0, 1):
+                xy, confidence = meta(57 * clips, joints, 2, dtype=dtype), meta(57 * clips, joints, dtype=dtype)
+                plan = clip_plan("float32", 2 * clips, joints, parts)
+                pose_views(xy, confidence, *clip_windows(2, clips), *plan, 64, direction)
+
+
 # op -> calls of its launchers: every kernel that they launch is compiled, in the configuration that they choose
 VARIANTS = {
     "motion": motion_calls,
@@ -221,6 +301,11 @@ VARIANTS = {
     "graph_conv": graph_conv_calls,
     "gcn_block": gcn_block_calls,
     "part_max": part_max_calls,
+    "resample": resample_calls,
+    "augment": augment_calls,
+    "pose_views": pose_views_calls,
+    "motion_mask": motion_mask_calls,
+    "masked_motion_loss": masked_motion_loss_calls,
 }
 
 

@@ -7,8 +7,18 @@ from torch.testing import assert_close
 
 from slrfast import ops
 from slrfast.ops import AugmentTensors
+from slrfast.reference import augment as reference
 
 OP = "augment"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poison():
+    """Uninitialised memory is NaN, so an element that a kernel forgets shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def oracle(x, confidence, plan):
@@ -81,7 +91,7 @@ def test_by_hand(device):
     assert sure.tolist() == [[[0.25, 0.0, 0.5, 0.0]]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_equals_loops(device, draw, dtype):
     x, confidence, plan = draw(dtype=dtype, device=device)
     y, sure = ops.augment(x, confidence, plan)
@@ -90,6 +100,39 @@ def test_equals_loops(device, draw, dtype):
     tolerance = max(torch.finfo(dtype).eps, 1e-5)
     assert_close(y.double().cpu(), expected, rtol=tolerance, atol=1e-5)
     assert_close(sure.double().cpu(), expected_sure)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("joints", [3, 49])
+def test_every_backend_has_the_bits_of_the_reference(device, draw, dtype, joints):
+    x, confidence, plan = draw(clips=3, frames=17, joints=joints, dtype=dtype, device=device)
+    one_map = plan._replace(
+        linear=plan.linear[:, :1].expand(-1, 3, -1, -1), center=plan.center[:, :1].expand(-1, 3, -1)
+    )
+    for sure in (confidence, confidence.to(dtype)):
+        for each in (
+            plan,
+            one_map,
+            one_map._replace(drop=torch.zeros_like(plan.drop)),
+            plan._replace(linear=plan.linear.double()),
+            plan._replace(linear=plan.linear.bfloat16(), center=plan.center.half()),
+            plan._replace(swap_index=torch.zeros_like(plan.swap_index)),
+        ):
+            got, expected = ops.augment(x, sure, each), reference.augment(x, sure, *each)
+            for a, b in zip(got, expected, strict=True):
+                assert a.dtype == b.dtype and a.is_contiguous() and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads(draw, threads):
+    x, confidence, plan = draw(clips=40, frames=64, joints=49)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = ops.augment(x, confidence, plan)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(got, reference.augment(x, confidence, *plan), strict=True))
 
 
 def test_arguments_stay_as_they_are(draw):
@@ -116,7 +159,43 @@ def test_dropped_joints_get_no_gradient(device, draw):
     assert not x.grad[dropped].any() and x.grad[~dropped].any()
 
 
-# ---- compilation ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_is_the_adjoint(device, draw, randn, dtype):
+    """The gradient of the reference's autograd in float64, rounded once; also where joints are read twice or never."""
+    x, confidence, plan = draw(dtype=dtype, device=device)
+    grad = randn(*x.shape, dtype=dtype, device=device)
+    for index in (plan.swap_index, plan.swap_index // 2):
+        each = plan._replace(swap_index=index)
+        x.requires_grad_()
+        (got,) = torch.autograd.grad(ops.augment(x, confidence, each)[0], x, grad)
+        wide = x.detach().double().requires_grad_()
+        (truth,) = torch.autograd.grad(reference.augment(wide, confidence, *each)[0], wide, grad.double())
+        assert got.dtype == dtype
+        assert_close(got.double(), truth, rtol=max(torch.finfo(dtype).eps, 1e-5), atol=1e-5)
+
+
+def test_no_gradient_for_confidence_nor_plan_nor_a_second_time(draw, saved_shapes):
+    x, confidence, plan = draw()
+    assert not any(out.requires_grad for out in ops.augment(x, confidence, plan))
+    x.requires_grad_()
+    with pytest.warns(UserWarning, match="augment: confidence requires grad, but no gradient flows to it"):
+        y, sure = ops.augment(x, confidence.requires_grad_(), plan)
+    assert y.requires_grad and not sure.requires_grad
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+    shapes = saved_shapes(lambda: ops.augment(x, confidence.detach(), plan))
+    assert x.shape not in shapes and shapes[0] == confidence.shape
+
+
+# ---- registration ---------------------------------------------------------------------------------------------------
+
+
+def test_opcheck(device, draw):
+    x, confidence, plan = draw(device=device)
+    for one in (x, x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)):
+        torch.library.opcheck(torch.ops.slrfast.augment.default, (one, confidence, *plan))
+        torch.library.opcheck(torch.ops.slrfast.augment_grad.default, (one, confidence, plan.linear, *plan[2:]))
 
 
 def test_compiles_whole_and_under_autocast(device, draw, compiled):
@@ -132,7 +211,7 @@ def test_compiles_whole_and_under_autocast(device, draw, compiled):
 # ---- edges ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("clips", "frames", "joints"), [(1, 1, 1), (0, 3, 4), (2, 0, 4), (3, 25, 49)])
+@pytest.mark.parametrize(("clips", "frames", "joints"), [(1, 1, 1), (0, 3, 4), (2, 0, 4), (2, 3, 0), (3, 25, 49)])
 def test_ragged_sizes(device, draw, clips, frames, joints):
     x, confidence, plan = draw(clips, frames, joints, device=device)
     y, sure = ops.augment(x, confidence, plan)
@@ -189,5 +268,7 @@ def test_errors_of_the_clips(draw):
         ops.augment(x, confidence[:, :5], plan)
     with pytest.raises(TypeError, match="augment: x must be float64, float32, bfloat16 or float16, got torch.int64"):
         ops.augment(x.long(), confidence, plan)
+    with pytest.raises(TypeError, match="confidence must be torch.float32 or as x torch.float32, got torch.float64"):
+        ops.augment(x, confidence.double(), plan)
     with pytest.raises(TypeError, match="augment: plan must be an AugmentTensors, got tuple"):
         ops.augment(x, confidence, tuple(plan))

@@ -6,8 +6,18 @@ import torch
 from torch.testing import assert_close
 
 from slrfast import checks, ops
+from slrfast.reference import resample as reference
 
 OP = "resample"
+MODES = ("linear", "nearest")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poison():
+    """Uninitialised memory is NaN, so an element that a kernel forgets shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def oracle(frames, offsets, start, length, out_frames, mode):
@@ -84,13 +94,77 @@ def test_nearest_copies_masks(draw):
     assert_close(out.double(), oracle(seen, offsets, start, length, 7, "nearest"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("joints", [1, 7, 8, 9, 49])
+def test_every_backend_has_the_bits_of_the_reference(device, randn, dtype, joints):
+    frames = randn(40, joints, 2, dtype=dtype, device=device)
+    offsets, start, length = (torch.tensor(x, device=device) for x in ([0, 11, 40], [0, 3], [11, 25]))
+    for mode in MODES:
+        for out_frames in (1, 8, 25, 33):
+            got = ops.resample(frames, offsets, start, length, out_frames, mode=mode)
+            assert torch.equal(got, reference.resample(frames, offsets, start, length, out_frames, mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_leading_dimensions_are_views(device, draw, mode):
+    frames, offsets, start, length = draw(device=device)
+    starts = torch.stack((start, start, start + torch.tensor([1, 0, 0], device=device)))
+    lengths = torch.stack((length, torch.ones_like(length), torch.tensor([2, 1, 5], device=device)))
+    shape = (3, 1, 3)
+    got = ops.resample(frames, offsets, starts.view(shape), lengths.view(shape), 6, mode=mode)
+    assert got.shape == (3, 1, 3, 6, 5, 2) and got.is_contiguous()
+    for one, first, count in zip(got, starts, lengths, strict=True):
+        assert torch.equal(one[0], ops.resample(frames, offsets, first, count, 6, mode=mode))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads(randn, threads):
+    frames, before = randn(3000, 49, 2), torch.get_num_threads()
+    window = torch.tensor([0, 1000, 3000]), torch.tensor([[7, 0], [0, 500]]), torch.tensor([[900, 2000], [1000, 33]])
+    torch.set_num_threads(threads)
+    try:
+        for mode in MODES:
+            got = ops.resample(frames, *window, 301, mode=mode)
+            assert torch.equal(got, reference.resample(frames, *window, 301, mode))
+    finally:
+        torch.set_num_threads(before)
+
+
 # ---- backward -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("mode", MODES)
 def test_gradcheck(draw, mode):
-    frames, *windows = draw(dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: ops.resample(x, *windows, 5, mode=mode), frames)
+    frames, offsets, *windows = draw(dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: ops.resample(x, offsets, *windows, 5, mode=mode), frames)
+    start, length = windows
+    windows = torch.stack((start, start * 0)), torch.stack((length, length * 0 + 1))
+    assert torch.autograd.gradcheck(lambda x: ops.resample(x, offsets, *windows, 3, mode=mode), frames)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradient_is_the_adjoint(device, draw, randn, dtype, mode):
+    """The gradient of the reference's autograd in float64, rounded once."""
+    frames, *windows = draw(dtype=dtype, device=device, requires_grad=True)
+    out = ops.resample(frames, *windows, 40, mode=mode)
+    grad = randn(*out.shape, dtype=dtype, device=device)
+    (got,) = torch.autograd.grad(out, frames, grad)
+    wide = frames.detach().double().requires_grad_()
+    (truth,) = torch.autograd.grad(reference.resample(wide, *windows, 40, mode), wide, grad.double())
+    assert got.dtype == dtype
+    assert_close(got.double(), truth, rtol=max(torch.finfo(dtype).eps, 1e-5), atol=1e-5)
+
+
+def test_saves_only_the_windows_and_has_no_second_derivative(draw, saved_shapes):
+    frames, *windows = draw(requires_grad=True)
+    assert saved_shapes(lambda: ops.resample(frames, *windows, 5)) == [(4,), (3,), (3,)]
+    assert not ops.resample(frames.detach(), *windows, 5).requires_grad
+    with torch.no_grad():
+        assert not ops.resample(frames, *windows, 5).requires_grad
+    (grad,) = torch.autograd.grad(ops.resample(frames, *windows, 5).square().sum(), frames, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 def test_gradient_stays_inside_the_windows(device, draw):
@@ -102,7 +176,17 @@ def test_gradient_stays_inside_the_windows(device, draw):
     assert used.cpu().equal(expected)
 
 
-# ---- compilation ----------------------------------------------------------------------------------------------------
+# ---- registration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_opcheck(device, draw, mode):
+    frames, *windows = draw(device=device)
+    for one in (frames, frames.permute(2, 0, 1).contiguous().permute(1, 2, 0)):
+        torch.library.opcheck(torch.ops.slrfast.resample.default, (one, *windows, 6, mode))
+    grad = ops.resample(frames, *windows, 6)
+    for one in (grad, grad.mT.contiguous().mT):
+        torch.library.opcheck(torch.ops.slrfast.resample_grad.default, (one, 24, *windows, 6, mode))
 
 
 def test_compiles_whole_and_under_autocast(device, draw, compiled):
@@ -138,6 +222,23 @@ def test_positions_are_exact_beyond_float32():
     assert ops.resample(frames, *window, 3).flatten().tolist() == [0.0, 0.0, 1.0]
 
 
+def test_a_frame_of_weight_zero_is_not_read(device):
+    frames = torch.tensor([1.0, math.nan, 3.0, math.inf], device=device).reshape(4, 1, 1)
+    window = [torch.tensor(x, device=device) for x in ([0, 4], [0], [4])]
+    assert ops.resample(frames, *window, 4).flatten().nan_to_num(-1).tolist()[::2] == [1.0, 3.0]
+    one = [torch.tensor(x, device=device) for x in ([0, 4], [3], [1])]
+    assert ops.resample(frames, *one, 3).flatten().tolist() == [math.inf] * 3
+
+
+def test_no_joints_and_windows_of_any_strides(device, draw):
+    frames, offsets, start, length = draw(device=device)
+    assert ops.resample(frames[:, :0], offsets, start, length, 4).shape == (3, 4, 0, 2)
+    starts, lengths = torch.stack((start, start), 1).T, length.expand(2, 3)
+    both = ops.resample(frames, offsets.repeat_interleave(2)[::2], starts, lengths, 4)
+    assert torch.equal(both[0], both[1]) and torch.equal(both[0], ops.resample(frames, offsets, start, length, 4))
+    assert ops.resample(frames, offsets, starts[:0], lengths[:0], 4).shape == (0, 3, 4, 5, 2)
+
+
 def test_nan_stays_in_its_neighbourhood(randn):
     frames = randn(6, 1, 1)
     frames[3] = math.nan
@@ -162,7 +263,7 @@ OFFSETS, START, LENGTH = ints(0, 4, 10), ints(1, 0), ints(3, 6)
     [
         ((F[0], OFFSETS, START, LENGTH, 4), ValueError, "frames must have shape [F, V, C], got [3, 2]"),
         ((F, OFFSETS[:2], START, LENGTH, 4), ValueError, "offsets must have 3 entries, got 2"),
-        ((F, OFFSETS, START, LENGTH[:1], 4), ValueError, "length must have shape [B] with B = 2, got [1]"),
+        ((F, OFFSETS, START, LENGTH[:1], 4), ValueError, "length must have start's shape [2], got [1]"),
         ((F, OFFSETS.int(), START, LENGTH, 4), TypeError, "offsets must be torch.int64, got torch.int32"),
         ((F.long(), OFFSETS, START, LENGTH, 4), TypeError, "frames must be float64, float32, bfloat16 or float16"),
         (
@@ -174,6 +275,12 @@ OFFSETS, START, LENGTH = ints(0, 4, 10), ints(1, 0), ints(3, 6)
         ((F, ints(0, 4, 9), START, LENGTH, 4), ValueError, "offsets must rise from 0 to the 10 frames, got [0, 4, 9]"),
         ((F, ints(0, 11, 10), START, LENGTH, 4), ValueError, "offsets must rise from 0 to the 10 frames"),
         ((F, ints(1, 4, 10), START, LENGTH, 4), ValueError, "offsets must rise from 0 to the 10 frames"),
+        ((F, OFFSETS, START[:, None], LENGTH[:, None], 4), ValueError, "offsets must have 2 entries, got 3"),
+        (
+            (F, OFFSETS, ints(1, 0, 1, 7).view(2, 2), LENGTH.expand(2, 2), 4),
+            ValueError,
+            "start and length must name at least one frame inside the clip, got start 7 and length 6 for clip 1 of 6",
+        ),
         ((F, OFFSETS, START, ints(3, 0), 4), ValueError, "got start 0 and length 0 for clip 1 of 6 frames"),
         ((F, OFFSETS, START, ints(4, 6), 4), ValueError, "got start 1 and length 4 for clip 0 of 4 frames"),
         ((F, OFFSETS, ints(-1, 0), LENGTH, 4), ValueError, "got start -1 and length 3 for clip 0 of 4 frames"),

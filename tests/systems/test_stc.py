@@ -236,58 +236,6 @@ def test_ablations():
     torch.testing.assert_close(without["loss"], 0.5 * without["motion/contrast"])
 
 
-def test_views_crop_resample_and_do_not_mix_clips():
-    system = tiny(min_crop=0.5)
-    clips = batch(6)
-    first, second = system.views(clips, seeded())
-    assert first.xy.shape == first.motion.shape == (6, 12, 49, 2)
-    assert first.confidence.shape == (6, 12, 49) and first.visible.shape == (6, 12, 2)
-    assert not torch.equal(first.xy, second.xy)
-    assert torch.equal(first.xy, system.views(clips, seeded())[0].xy)
-    alone = PoseBatch.random(1, seed=7)
-    alone.xy = torch.cat([torch.full_like(alone.xy, 0.25), torch.full_like(alone.xy, 0.75)])
-    alone.confidence = alone.confidence.repeat(2, 1)
-    alone.offsets = torch.tensor([0, len(alone.xy) // 2, len(alone.xy)])
-    alone.label, alone.index = alone.label.repeat(2), alone.index.repeat(2)
-    for direction in ("backward", "forward"):
-        still = tiny(motion_direction=direction).views(alone, seeded())[0]
-        assert not still.motion.any()  # two clips at rest, at different places
-
-
-def test_a_hand_that_is_never_seen_is_not_pooled():
-    system = tiny()
-    clips = batch(3)
-    clips.confidence[:, 21:42] = 0
-    clips.xy[:, 21:42] = 0
-    for view in system.views(clips, seeded(3)):
-        swapped = view.visible[:, 0, 1]
-        assert torch.equal(view.visible[..., 1].all(1), swapped) and torch.equal(view.visible[..., 0].all(1), ~swapped)
-
-
-def test_motion_is_mapped_like_the_positions_it_comes_from():
-    """The linear map acts on every motion vector, also where a joint is lost for a while."""
-    system = tiny(joint_probability=0.0, min_crop=1.0, frames=30, min_frames=30)
-    clips = PoseBatch.random(3, min_frames=30, max_frames=30)
-    view = system.views(clips, seeded())[0]
-    plan = system.augment_plan
-    torch.rand((2, 3), generator=(generator := seeded()))
-    drawn = plan.draw(3, generator=generator)
-    motion = torch.zeros(3, 30, 49, 2)
-    positions = clips.xy.view(3, 30, 49, 2)
-    motion[:, 1:] = positions[:, 1:] - positions[:, :-1]
-    expected = torch.einsum("bij,btvj->btvi", drawn.linear[:, 0], motion)
-    swapped = torch.where(drawn.swap[:, None, None, None], expected[:, :, drawn.swap_index], expected)
-    torch.testing.assert_close(view.motion, swapped)
-
-
-def test_legacy_motion_is_taken_after_augmentation():
-    torch.manual_seed(0)
-    system = STC(STCConfig.legacy(**{**TINY, "part_bank_size": 16, "part_neighbors": 5}))
-    view = system.views(batch(), seeded())[0]
-    torch.testing.assert_close(view.motion[:, :-1], view.xy[:, 1:] - view.xy[:, :-1])
-    assert not view.motion[:, -1].any()
-
-
 def test_encode_is_deterministic_and_leaves_the_mode():
     system = tiny().train()
     features = system.encode(batch())

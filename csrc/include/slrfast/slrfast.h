@@ -48,6 +48,57 @@ slr_status slr_motion_grad_cpu(int32_t dtype, const void* grad_y, void* grad_x, 
 slr_status slr_motion_grad_cuda(int32_t dtype, const void* grad_y, void* grad_x, int64_t outer, int64_t frames,
                                 int64_t row, int64_t interval, int32_t direction, void* stream);
 
+/* Windows of packed clips. frames [total, row]; clip b is frames offsets[b] .. offsets[b + 1] - 1, offsets [clips + 1];
+ * window start, length [views, clips] is inside its clip; result [views, clips, out_frames, row]. Linear: half-pixel
+ * centres, blended in float (double for SLR_F64). Nearest: frame floor(i length / out_frames); `row` is bytes there. */
+slr_status slr_resample_cpu(int32_t dtype, const void* frames, int64_t total, int64_t row, const int64_t* offsets,
+                            int64_t clips, const int64_t* start, const int64_t* length, int64_t views,
+                            int64_t out_frames, void* result, int32_t threads);
+slr_status slr_resample_nearest_cpu(const void* frames, int64_t total, int64_t row, const int64_t* offsets,
+                                    int64_t clips, const int64_t* start, const int64_t* length, int64_t views,
+                                    int64_t out_frames, void* result, int32_t threads);
+
+/* Changes of clips: x [clips, frames, joints, 2], confidence [clips, frames, joints]. y = M (x - c) + c with the linear
+ * [clips, parts, 2, 2] and center [clips, parts, 2] of the part [joints] of an affected [clips, joints] joint that is
+ * seen (confidence > 0); then 0 where drop [clips, joints]; then, where swap [clips], joint v is joint swap_index[v].
+ * linear and center are double for SLR_F64 and float otherwise, in which type everything is computed. */
+slr_status slr_augment_cpu(int32_t dtype, const void* x, const void* confidence, int64_t clips, int64_t frames,
+                           int64_t joints, const void* linear, const void* center, int64_t parts, const int64_t* part,
+                           const uint8_t* affected, const uint8_t* drop, const uint8_t* swap, const int64_t* swap_index,
+                           void* x_out, void* confidence_out, int32_t threads);
+
+/* Both, for the windows [views, clips] and as many changes. motion_out, or null: the difference of positions in the
+ * clip, resampled, changed about zero wherever a joint is affected. visible [views, clips, out_frames, parts]: whether
+ * a joint of the part of the view is seen in the nearest frame, before joints are dropped. */
+slr_status slr_pose_views_cpu(int32_t dtype, const void* xy, const void* confidence, int64_t total, int64_t joints,
+                              const int64_t* offsets, int64_t clips, const int64_t* start, const int64_t* length,
+                              int64_t views, int64_t out_frames, const void* linear, const void* center, int64_t parts,
+                              const int64_t* part, const uint8_t* affected, const uint8_t* drop, const uint8_t* swap,
+                              const int64_t* swap_index, int32_t direction, void* xy_out, void* motion_out,
+                              void* confidence_out, uint8_t* visible, int32_t threads);
+
+/* What MASA masks and predicts. x [clips, frames, joints, 2], confidence [clips, frames, joints]; lengths [clips] in
+ * [0, frames], or null for all frames; keys [clips, frames] of SLR_F32 or SLR_F64. For the frames i < length - interval
+ * residual = x[i + interval] - x[i] and weight = the product of both frames' confidences, each 0 if it is below
+ * confidence_threshold; the other frames have 0. An entry moves if |residual| weight >= motion_threshold, in double
+ * (with `norm` a joint, by the length of its residual); a frame with at least joint_fraction of them is a candidate;
+ * mask [clips, frames] is 1 for the floor(mask_ratio candidates) of them with the smallest keys, the earlier of equal
+ * ones first, NaN as inf. */
+slr_status slr_motion_mask_cpu(int32_t dtype, const void* x, const void* confidence, const int64_t* lengths,
+                               int32_t key_dtype, const void* keys, int64_t clips, int64_t frames, int64_t joints,
+                               int64_t interval, double confidence_threshold, double motion_threshold,
+                               double joint_fraction, double mask_ratio, int32_t norm, void* residual, void* weight,
+                               uint8_t* mask, int32_t threads);
+
+/* loss [clips] = sum of ((prediction - scale residual) weight)^2, or of its absolute value, over the frames in mask
+ * [clips, frames], with `average` / their number; grad = d loss / d prediction, or null. dtype SLR_F32 or SLR_F64;
+ * prediction, residual, grad [clips, frames, joints, 2], weight too if `per_coordinate`, else [clips, frames, joints].
+ */
+slr_status slr_masked_motion_loss_cpu(int32_t dtype, const void* prediction, const void* residual, const void* weight,
+                                      int32_t per_coordinate, const uint8_t* mask, int64_t clips, int64_t frames,
+                                      int64_t joints, double scale, int32_t squared, int32_t average, void* loss,
+                                      void* grad, int32_t threads);
+
 /* Losses over a memory bank. `dtype`, SLR_F32 or SLR_F64, is the type of every sum, of the rows [b, d] that are
  * compared (query, positive, teacher, student) and of the results; a bank [n, d] has any slr_dtype and any strides, in
  * elements, and is only read. `grad` is d loss[b] / d row[b] and may be null when it is not wanted. Results do not

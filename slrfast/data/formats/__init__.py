@@ -6,9 +6,10 @@ import os
 import stat
 from pathlib import Path
 
+from slrfast import checks
 from slrfast.data.formats import mmpose_json, mmpose_pickle, npz, pose_binary
-from slrfast.data.formats.base import Format, reading
-from slrfast.data.pose import Pose, image_size
+from slrfast.data.formats.base import Asked, Format, reading
+from slrfast.data.pose import UNITS, Pose, image_size
 from slrfast.errors import PoseFileError
 
 FORMATS: dict[str, Format] = {
@@ -28,6 +29,7 @@ def load_pose(
     *,
     size: tuple[int, int] | None = None,
     drop_last: bool = False,
+    units: str = "auto",
 ) -> Pose:
     """Read one pose file, whatever wrote it.
 
@@ -36,6 +38,8 @@ def load_pose(
         format: "npz", "mmpose_json", "mmpose_pickle", "pose", or "auto": the first bytes decide, else the extension.
         size: (width, height) of the image in pixels, for files that do not name it (MMPose's).
         drop_last: ignore the last entry of a pickle's ``img_list``, as the authors do for WLASL and SLR500.
+        units: of the positions in the file: "pixels", "fractions" of the image, or "auto": pixels, but Uni-Sign's
+            pickles, which come in both, hold fractions if every certain position lies within [-1, 2].
     Returns:
         A Pose: finite float32 pixels [T, P, V, 2], confidences [T, P, V].
     Raises:
@@ -52,11 +56,12 @@ def load_pose(
     path = Path(path)
     if format != "auto" and format not in FORMATS:
         raise ValueError(f"load_pose: format must be 'auto' or one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    checks.choice("load_pose", UNITS, units=units)
     size = image_size(str(path), size)
     with reading(path):
         _check_file(path)
         name = detect(path) if format == "auto" else format
-        pose = FORMATS[name].read(path, size, drop_last)
+        pose = FORMATS[name].read(path, Asked(size, drop_last, units))
     if pose.size is None:
         pose.size = size
     return pose

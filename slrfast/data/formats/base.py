@@ -19,19 +19,42 @@ Person = tuple[np.ndarray, np.ndarray]
 """One detection: positions [V, 2] and confidences [V]."""
 
 
+class Asked(NamedTuple):
+    """What the caller knows about a file.
+
+    Attributes:
+        size: (width, height) of the image in pixels, for files that do not name it.
+        drop_last: ignore the last entry of ``img_list``.
+        units: of the positions: "pixels"; "fractions" of the image; "auto": pixels, but a guess for Uni-Sign's pickles,
+            which come in both.
+    """
+
+    size: tuple[int, int] | None = None
+    drop_last: bool = False
+    units: str = "auto"
+
+    def pixels(self, path: object, xy: np.ndarray, size: tuple[int, int] | None, fractions: bool = False) -> np.ndarray:
+        """Positions [..., 2] in pixels; ``fractions`` is what "auto" means for this file."""
+        if self.units == "pixels" or (self.units == "auto" and not fractions):
+            return xy
+        if size is None:
+            raise PoseFileError(path, "positions are fractions of the image, so its size=(width, height) is needed")
+        return np.asarray(xy, np.float64) * np.asarray(size, np.float64)
+
+
 class Format(NamedTuple):
     """A pose file format.
 
     Attributes:
         suffixes: extensions, lower case, with the dot.
         matches: whether a file with these first 64 bytes can be of this format.
-        read: (path, image size or None, drop_last) -> Pose. It may raise anything; the caller names the file.
+        read: (path, what the caller knows) -> Pose. It may raise anything; the caller names the file.
         write: (path, pose) -> None.
     """
 
     suffixes: tuple[str, ...]
     matches: Callable[[bytes], bool]
-    read: Callable[[Path, tuple[int, int] | None, bool], Pose]
+    read: Callable[[Path, Asked], Pose]
     write: Callable[[Path, Pose], None]
 
 
@@ -40,25 +63,38 @@ def reading(path: object) -> Iterator[None]:
     """Whatever goes wrong inside becomes a PoseFileError: the bytes are somebody else's, and so is the fault."""
     try:
         yield
-    except PoseFileError:
-        raise
+    except PoseFileError as error:
+        if error.reason.isprintable():
+            raise
+        raise PoseFileError(error.path, printable(error.reason)) from error
     except OSError as error:
         raise PoseFileError(path, f"cannot be opened: {error.strerror or error}") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:120]
+        text = printable(" ".join(str(error).split())[:120])
         kind = type(error).__name__
         raise PoseFileError(path, f"is damaged ({kind}: {text})" if text else f"is damaged ({kind})") from error
+
+
+def printable(text: str) -> str:
+    """With everything escaped that a terminal would obey or cannot show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def people(path: str, frame: int, keypoints: object, scores: object = None, layout: str = "coco133") -> list[Person]:
     """Check one frame's detections: keypoints [V, 2], [V, 3] or [P, V, 2 or 3], with scores [V] or [P, V].
 
+    None, or nothing at all in a list or array, is a frame without anybody.
+
     Raises:
         PoseFileError: naming the frame and the shape found.
     """
     count = len(LAYOUTS[layout])
+    if keypoints is None:
+        return []
     try:
         array = numbers(keypoints)
+        if array.size == 0:
+            return []
         array = array[None] if array.ndim == 2 else array
         if scores is None and array.shape[-1] == 2:
             raise PoseFileError(path, f"frame {frame}: the keypoints have no scores")
@@ -124,9 +160,11 @@ def stack(path: str, frames: Sequence[Sequence[Person]], layout: str = "coco133"
         if tracks == 1:
             xy[t, 0], confidence[t, 0] = frame[0] if frame else (0, 0)
             continue
-        frame = sorted(frame, key=prominence, reverse=True)[:MAX_PEOPLE]
-        centers = np.array([_center(person) for person in frame]).reshape(-1, 2)
-        for person, track in enumerate(_assign(last, centers)):
+        with np.errstate(over="ignore", invalid="ignore"):  # Pose refuses such positions
+            frame = sorted(frame, key=prominence, reverse=True)[:MAX_PEOPLE]
+            centers = np.array([_center(person) for person in frame]).reshape(-1, 2)
+            assigned = _assign(last, centers)
+        for person, track in enumerate(assigned):
             xy[t, track], confidence[t, track] = frame[person]
             last[track] = centers[person]
     return xy, confidence

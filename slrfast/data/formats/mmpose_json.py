@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from slrfast.data.formats.base import Format, Person, people, stack
-from slrfast.data.pose import Pose
+from slrfast.data.formats.base import Asked, Format, Person, people, stack
+from slrfast.data.pose import Pose, image_size
 from slrfast.errors import PoseFileError
 from slrfast.files import replacing
 
@@ -15,19 +15,24 @@ def _matches(head: bytes) -> bool:
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")
 
 
-def _read(path: Path, size: tuple[int, int] | None, drop_last: bool) -> Pose:
+def _read(path: Path, asked: Asked) -> Pose:
     content = json.loads(path.read_bytes())
+    meta: object = None
     if isinstance(content, dict):
         if "instance_info" not in content:
             raise PoseFileError(path, f"the key 'instance_info' is missing, found {_keys(content)}")
-        content = content["instance_info"]
+        meta, content = content.get("meta_info"), content["instance_info"]
+    meta = meta if isinstance(meta, dict) else {}
     if not isinstance(content, list):
         raise PoseFileError(path, f"instance_info must be a list of frames, got {type(content).__name__}")
     if content and isinstance(content[0], dict) and "keypoints" in content[0]:
         content = [content]  # one image: its people without a list of frames around them
     frames = [_frame(str(path), t, frame) for t, frame in enumerate(content)]
     xy, confidence = stack(str(path), frames)
-    return Pose(xy, confidence, size=size, path=str(path))
+    size = image_size(str(path), meta.get("image_size")) or asked.size
+    fps = meta.get("fps", 0.0)
+    fps = fps if isinstance(fps, (int, float)) else 0.0
+    return Pose(asked.pixels(path, xy, size), confidence, fps, size, path=str(path))
 
 
 def _frame(path: str, t: int, frame: object) -> list[Person]:
@@ -50,7 +55,10 @@ def _keys(content: dict) -> str:
 
 
 def _write(path: Path, pose: Pose) -> None:
-    """Write as MMPose's demos do; the image size and the frame rate are lost, as they are in MMPose's own files."""
+    """Write as MMPose's demos do, with the image size and the frame rate in ``meta_info``, where MMPose has neither."""
+    meta: dict[str, object] = {"dataset_name": "coco_wholebody"}
+    meta |= {"image_size": pose.size} if pose.size else {}
+    meta |= {"fps": pose.fps} if pose.fps else {}
     frames = []
     for t in range(pose.num_frames):
         seen = [p for p in range(pose.num_people) if pose.confidence[t, p].any()]
@@ -59,7 +67,7 @@ def _write(path: Path, pose: Pose) -> None:
         ]
         frames.append({"frame_id": t + 1, "instances": instances})
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"meta_info": {"dataset_name": "coco_wholebody"}, "instance_info": frames}))
+        temporary.write_text(json.dumps({"meta_info": meta, "instance_info": frames}))
 
 
 FORMAT = Format((".json",), _matches, _read, _write)

@@ -1,8 +1,8 @@
 """Pickles of MMPose 0.x and of the papers' authors, read without running them.
 
-Three shapes are known: ``{keypoints [T, 133, 3], img_list}``; Uni-Sign's
-``{keypoints [T][P, 133, 2], scores [T][P, 133], start, end}``, where positions may be fractions of the image; and the
-authors' cache of a whole split, ``{video_name: {video_data, label, img_size}}``.
+Known are ``{keypoints [T, 133, 3], img_list}``; Uni-Sign's ``{keypoints [T][P, 133, 2], scores [T][P, 133], start,
+end}``, where positions may be fractions of the image; the authors' cache of a whole split, ``{video_name: {video_data,
+label, img_size}}``; and PYSKL's annotations and data sets.
 """
 
 from __future__ import annotations
@@ -10,36 +10,40 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slrfast.data.formats.base import Format, Person, people, stack
+from slrfast.data.formats import pyskl
+from slrfast.data.formats.base import Asked, Format, Person, people, stack
 from slrfast.data.formats.unpickle import load
 from slrfast.data.pose import MAX_VALUES, Pose, check_length
 from slrfast.errors import PoseFileError
 from slrfast.files import replacing
 
-_NUMBERED = re.compile(r"_\d+$")
+_CERTAIN = 0.3
+_NUMBERED = re.compile(r"_\d+(\.[^./]+)?\Z")  # at the end of a path's stem
 
 
 def _matches(head: bytes) -> bool:
     return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
-def _read(path: Path, size: tuple[int, int] | None, drop_last: bool) -> Pose:
+def _read(path: Path, asked: Asked) -> Pose:
     content = load(str(path), path.read_bytes())
     if is_cache(content):
         raise PoseFileError(path, f"is a cache of {len(content)} videos; PoseDataset opens it")
-    return from_video(str(path), content, size, drop_last)
+    if pyskl.is_data_set(content):
+        raise PoseFileError(path, f"is a PYSKL data set of {len(content['annotations'])} clips; PoseDataset opens it")
+    return from_video(str(path), content, asked)
 
 
-def read_cache(path: Path) -> dict[str, dict[str, Any]]:
-    """The authors' cache of a split: video name -> {video_data, label, img_size}."""
+def read_cache(path: Path) -> dict[str, Any]:
+    """The authors' cache of a split, video name -> {video_data, label, img_size}, or a PYSKL data set."""
     content = load(str(path), path.read_bytes())
-    if not is_cache(content):
-        raise PoseFileError(path, "is no cache of videos, {name: {video_data, label, img_size}}")
+    if not is_cache(content) and not pyskl.is_data_set(content):
+        raise PoseFileError(path, "is no cache of videos, {name: {video_data, label, img_size}}, nor a PYSKL data set")
     return content
 
 
@@ -48,8 +52,10 @@ def is_cache(content: object) -> bool:
     return isinstance(content, dict) and any(isinstance(v, dict) and "video_data" in v for v in content.values())
 
 
-def from_video(path: str, content: object, size: tuple[int, int] | None, drop_last: bool) -> Pose:
-    """One video's dict as a Pose."""
+def from_video(path: str, content: Any, asked: Asked) -> Pose:
+    """One video's dict, or a PYSKL annotation, as a Pose."""
+    if pyskl.is_annotation(content):
+        return pyskl.from_annotation(path, content, asked)
     if isinstance(content, np.ndarray):
         content = {"keypoints": content}
     if not isinstance(content, dict) or "keypoints" not in content:
@@ -58,8 +64,29 @@ def from_video(path: str, content: object, size: tuple[int, int] | None, drop_la
     scores = None if content.get("scores") is None else _per_frame(path, "scores", content["scores"])
     if scores is not None and len(scores) != len(keypoints):
         raise PoseFileError(path, f"there are {len(keypoints)} frames of keypoints but {len(scores)} of scores")
-    start, stop = _span(path, content, len(keypoints), drop_last)
+    start, stop = _span(path, content, len(keypoints), asked.drop_last)
     check_length(path, stop - start, 133)
+    xy, confidence = _alone(keypoints, scores, start, stop) or _tracks(path, keypoints, scores, start, stop)
+    fractions = scores is not None and asked.units == "auto" and _are_fractions(path, xy, confidence)
+    return Pose(asked.pixels(path, xy, asked.size, fractions), confidence, size=asked.size, path=path)
+
+
+def _alone(keypoints: Any, scores: Any, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """xy [T, 1, 133, 2] and confidence [T, 1, 133] of arrays of one person a frame, the usual case; None of others."""
+    for array in (keypoints, scores):
+        if array is not None and not (isinstance(array, np.ndarray) and array.dtype.kind in "fiu"):
+            return None
+    one = keypoints[start:stop, None] if keypoints.ndim == 3 else keypoints[start:stop]
+    if one.ndim != 4 or one.shape[1:3] != (1, 133) or one.shape[3] not in ((2, 3) if scores is not None else (3,)):
+        return None
+    if scores is None:
+        return one[..., :2], one[..., 2]
+    confidence = scores[start:stop, None] if scores.ndim == 2 else scores[start:stop]
+    return (one[..., :2], confidence) if confidence.shape == one.shape[:3] else None
+
+
+def _tracks(path: str, keypoints: Any, scores: Any, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same, frame by frame, for any number of people [T, P, 133]."""
     frames: list[list[Person]] = []
     detections = 0
     for t in range(start, stop):
@@ -67,12 +94,7 @@ def from_video(path: str, content: object, size: tuple[int, int] | None, drop_la
         detections += len(frames[-1])
         if detections * 133 > MAX_VALUES:  # one array may stand for every frame
             raise PoseFileError(path, f"{detections} people in {t + 1} frames are too much for one clip")
-    xy, confidence = stack(path, frames)
-    if scores is not None and _are_fractions(xy, confidence):
-        if size is None:
-            raise PoseFileError(path, "positions are fractions of the image, so its size=(width, height) is needed")
-        xy = xy * np.asarray(size, np.float64)
-    return Pose(xy, confidence, size=size, path=path)
+    return stack(path, frames)
 
 
 def _per_frame(path: str, key: str, values: Any) -> Sequence:
@@ -89,16 +111,20 @@ def _span(path: str, content: dict, length: int, drop_last: bool) -> tuple[int, 
     if "img_list" in content:
         names = _per_frame(path, "img_list", content["img_list"])
         names = names[:-1] if drop_last else names
-        named = sum(isinstance(name, str) and bool(_NUMBERED.search(PurePosixPath(name).stem)) for name in names)
+        named = sum(isinstance(name, str) and _NUMBERED.search(name) is not None for name in names)
         if length and not named:
             raise PoseFileError(path, "no name in img_list ends in _<number>, so there are no frames")
         stop = min(stop, start + named)
     return start, stop
 
 
-def _are_fractions(xy: np.ndarray, confidence: np.ndarray) -> bool:
-    seen = xy[confidence > 0.3]
-    return bool(len(seen)) and bool((np.abs(seen - 0.5) <= 1.5).all())
+def _are_fractions(path: str, xy: np.ndarray, confidence: np.ndarray) -> bool:
+    """Whether all certain positions lie within [-1, 2]: no person is three pixels large."""
+    seen = xy[confidence > _CERTAIN]
+    near = (np.abs(seen - 0.5) <= 1.5).all(-1)
+    if 0.5 < near.mean() < 1 if len(seen) else False:
+        raise PoseFileError(path, "positions are neither all fractions of the image nor pixels; say units='fractions'")
+    return bool(len(seen)) and bool(near.all())
 
 
 def _describe(content: object) -> str:

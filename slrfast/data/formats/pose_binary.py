@@ -9,8 +9,9 @@ from types import ModuleType
 
 import numpy as np
 
-from slrfast.data.formats.base import Format
-from slrfast.data.pose import LAYOUTS, Pose, check_length
+from slrfast.data.formats.base import Asked, Format
+from slrfast.data.holistic import FACE_MESH
+from slrfast.data.pose import LAYOUTS, Pose, check_length, image_size
 from slrfast.errors import PoseFileError
 from slrfast.files import replacing
 
@@ -19,6 +20,7 @@ _COMPONENTS = {
     "holistic": {"POSE_LANDMARKS": 33, "LEFT_HAND_LANDMARKS": 21, "RIGHT_HAND_LANDMARKS": 21},
     "coco133": {"BODY": 23, "FACE": 68, "LEFT_HAND": 21, "RIGHT_HAND": 21},
 }
+_FACE = "FACE_LANDMARKS"
 
 
 def _matches(head: bytes) -> bool:
@@ -33,11 +35,13 @@ def _package(path: Path) -> ModuleType:
     return pose_format
 
 
-def _read(path: Path, size: tuple[int, int] | None, drop_last: bool) -> Pose:
+def _read(path: Path, asked: Asked) -> Pose:
     content = _package(path).Pose.read(path.read_bytes())
     found, start = {}, 0
     for component in content.header.components:
         found[component.name] = slice(start, start + len(component.points))
+        if component.name == _FACE:
+            mesh = {point: start + i for i, point in enumerate(component.points)}
         start += len(component.points)
     layout = next((name for name, parts in _COMPONENTS.items() if parts.keys() <= found.keys()), None)
     if layout is None:
@@ -48,16 +52,20 @@ def _read(path: Path, size: tuple[int, int] | None, drop_last: bool) -> Pose:
         if found[name].stop - found[name].start != count:
             got = found[name].stop - found[name].start
             raise PoseFileError(path, f"component {name} must have {count} keypoints, got {got}")
+    columns = np.concatenate([np.arange(s.start, s.stop) for s in (found[name] for name in _COMPONENTS[layout])])
+    if layout == "holistic" and _FACE in found:  # often only some of the mesh is kept
+        layout, face = "holistic_face", [mesh.get(str(point), -1) for point in FACE_MESH]
+        columns = np.concatenate((columns, face))
     frames, people = content.body.data.shape[:2]
     check_length(str(path), frames, people * len(LAYOUTS[layout]))
-    columns = np.concatenate([np.arange(s.start, s.stop) for s in (found[name] for name in _COMPONENTS[layout])])
     dimensions = content.header.dimensions
     named = (dimensions.width, dimensions.height)
+    size = image_size(str(path), named) if all(named) else asked.size
     return Pose(
-        np.asarray(content.body.data.data)[:, :, columns, :2],
-        np.asarray(content.body.confidence)[:, :, columns],
+        asked.pixels(path, np.asarray(content.body.data.data)[:, :, columns, :2], size),
+        np.where(columns >= 0, np.asarray(content.body.confidence)[:, :, columns], 0),
         content.body.fps,
-        named if all(named) else None,
+        size,
         layout,
         str(path),
     )
@@ -71,10 +79,12 @@ def _write(path: Path, pose: Pose) -> None:
     from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 
     components, start = [], 0
-    for name, count in _COMPONENTS[pose.layout].items():
+    for name, count in (_COMPONENTS | {"holistic_face": _COMPONENTS["holistic"]})[pose.layout].items():
         points = list(LAYOUTS[pose.layout][start : start + count])
         components.append(PoseHeaderComponent(name, points, [], [], "XYZC"))
         start += count
+    if pose.layout == "holistic_face":
+        components.append(PoseHeaderComponent(_FACE, list(map(str, FACE_MESH)), [], [], "XYZC"))
     data = np.concatenate((pose.xy, np.zeros((*pose.xy.shape[:3], 1), np.float32)), -1)
     width, height = pose.size or (0, 0)
     header = PoseHeader(0.2, PoseHeaderDimensions(width, height, 0), components)

@@ -13,7 +13,7 @@ from slrfast.data.formats import detect, suffixes
 from slrfast.data.formats.base import numbers, people, stack
 from slrfast.errors import CheckpointError, PoseFileError
 
-WITHOUT_SIZE = ("mmpose_json", "mmpose_pickle")
+WITHOUT_SIZE = ("mmpose_pickle",)
 
 
 def write(tmp_path, name, pose, suffix=None):
@@ -39,7 +39,7 @@ def test_what_is_written_is_read_back(tmp_path, name, make_pose):
 
 
 @pytest.mark.parametrize("name", ["npz", "pose"])
-@pytest.mark.parametrize(("layout", "count"), [("holistic", 75), ("sign49", 49)])
+@pytest.mark.parametrize(("layout", "count"), [("holistic", 75), ("holistic_face", 143), ("sign49", 49)])
 def test_other_layouts_survive(tmp_path, name, layout, count, make_pose):
     if (name, layout) == ("pose", "sign49"):
         pytest.skip(".pose has no such layout")
@@ -119,6 +119,42 @@ def test_unisign_pickles_are_fractions_or_pixels_with_start_and_end(tmp_path):
         load_pose(tmp_path / "clip.pkl")
     content = {"keypoints": list(xy[:, None]), "scores": list(np.ones((6, 1, 133)))}
     np.testing.assert_array_equal(load_pose(save(tmp_path, content)).xy[:, 0], xy)
+
+
+def test_units_can_be_said_and_what_is_neither_is_refused(tmp_path):
+    xy = keypoints(6, channels=2)
+    fractions = {"keypoints": list(xy[:, None] / (640, 480)), "scores": list(np.ones((6, 1, 133)))}
+    path = save(tmp_path, fractions)
+    np.testing.assert_allclose(load_pose(path, size=(640, 480), units="fractions").xy[:, 0], xy, rtol=1e-6)
+    assert load_pose(path, size=(640, 480), units="pixels").xy.max() < 1
+    with pytest.raises(ValueError, match="load_pose: units must be one of 'auto', 'pixels', 'fractions', got 'cm'"):
+        load_pose(path, units="cm")
+    mixed = np.stack([frame / (640, 480) for frame in xy])
+    mixed[:, 5] *= 400
+    path = save(tmp_path, fractions | {"keypoints": list(mixed[:, None])})
+    with pytest.raises(PoseFileError, match="positions are neither all fractions .* say units='fractions'"):
+        load_pose(path, size=(640, 480))
+    assert load_pose(path, size=(640, 480), units="fractions").num_frames == 6
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_fractions_in_any_format_become_pixels_when_they_are_said_to_be(tmp_path, name, make_pose):
+    pose = make_pose(frames=2)
+    part = Pose(pose.xy / np.float32((640, 480)), pose.confidence, size=(640, 480))
+    got = load_pose(write(tmp_path, name, part), units="fractions", size=(640, 480))
+    np.testing.assert_allclose(got.xy, pose.xy, rtol=1e-6)
+
+
+def test_frames_without_anybody_are_missing(tmp_path):
+    xy, nobody = keypoints(5, channels=2)[:, None], np.zeros((0, 133, 2))
+    frames = [xy[0], nobody, None, [], xy[4]]
+    scores = [np.ones((1, 133)), np.zeros((0, 133)), None, [], np.ones((1, 133))]
+    unisign = save(tmp_path, {"keypoints": frames, "scores": scores})
+    array = keypoints(5)
+    people = [[instance(array[0])], [], [{"keypoints": [], "keypoint_scores": []}], {"instances": []}]
+    for pose in (load_pose(unisign), load_pose(save(tmp_path, [*people, [instance(array[4])]], ".json"))):
+        assert pose.confidence.any((1, 2)).tolist() == [True, False, False, False, True]
+        assert not pose.xy[1:4].any()
 
 
 def instance(array, scores=None):
@@ -227,10 +263,16 @@ RAGGED = [[1.0, 2.0]] * 132 + [[1.0]]
             "frame 1: scores must have shape [133], got [132]",
         ),
         ({"a": {"video_data": {}}, "b": {"video_data": {}}}, ".pkl", "is a cache of 2 videos; PoseDataset opens it"),
+        ({"annotations": [{}, {}]}, ".pkl", "is a PYSKL data set of 2 clips; PoseDataset opens it"),
         ({"frames": []}, ".json", "the key 'instance_info' is missing, found 'frames'"),
         ({"instance_info": 3}, ".json", "instance_info must be a list of frames, got int"),
         ([], ".json", "there are no frames"),
         ([[], [], []], ".json", "there is nobody in any frame"),
+        (
+            {"meta_info": {"image_size": [0, 3]}, "instance_info": [[person(GOOD)]]},
+            ".json",
+            "the image size must be two whole numbers (width, height), got (0, 3)",
+        ),
         ([[person(GOOD)], 3], ".json", "frame 1: instances must be a list, got int"),
         ([[person(GOOD)], {"people": []}], ".json", "frame 1: the key 'instances' is missing, found 'people'"),
         ([[person(GOOD)], [{"bbox": []}]], ".json", "frame 1: an instance has no 'keypoints'"),
