@@ -36,12 +36,12 @@ def _wlasl(folder: Path, count: int) -> list[Clip]:
     with np.load(folder / "wlasl_hands.npz") as arrays:
         offsets, xy = arrays["offset"], arrays["xy"]
     with (folder / "wlasl_hands.csv").open(newline="") as file:
-        aspects = [float(row["aspect_w_over_h"]) for row in csv.DictReader(file)]
+        aspects = [row["aspect_w_over_h"] for row in csv.DictReader(file)]  # empty where nobody knows
     detected = (xy != UNDETECTED).all((2, 3)).any(1)
     frames = [int(detected[a:b].sum()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-    usable = [i for i, n in enumerate(frames) if n > 3]
+    usable = [i for i, n in enumerate(frames) if n > 3 and aspects[i]]
     chosen = [usable[i] for i in spread_out([frames[i] for i in usable], count)]
-    return [preprocess(_pose(xy[offsets[i] : offsets[i + 1]], aspects[i])) for i in chosen]
+    return [preprocess(_pose(xy[offsets[i] : offsets[i + 1]], float(aspects[i]))) for i in chosen]
 
 
 def _pose(xy: np.ndarray, aspect: float) -> Pose:
