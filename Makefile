@@ -29,7 +29,7 @@ report: $(VENV)/.dev  ## README's tables from benchmarks/results
 clean:
 	rm -rf $(VENV) build slrfast/*.so
 
-$(VENV)/.dev: EXTRAS = dev,triton,pose
+$(VENV)/.dev: EXTRAS = dev,triton,pose,video,text
 $(VENV)/.demo: EXTRAS = demo
 $(VENV)/.dev $(VENV)/.demo: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

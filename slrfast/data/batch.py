@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slrfast import checks, graphs
 
@@ -25,6 +25,9 @@ class Clip:
         group: signer or language, "" unknown.
         split: "train", "test" ..., "" unknown.
         index: position in the data set it was read from.
+        rgb: uint8 [3, T, H, W], T frames spread evenly over the clip's, or None.
+        rgb_mask: bool [T, H, W], where in ``rgb`` something moves, or None.
+        tokens: int64 [L], the text's token ids; None or empty without a text.
     """
 
     xy: Tensor
@@ -34,6 +37,9 @@ class Clip:
     group: str = ""
     index: int = 0
     split: str = ""
+    rgb: Tensor | None = None
+    rgb_mask: Tensor | None = None
+    tokens: Tensor | None = None
 
     @property
     def num_frames(self) -> int:
@@ -51,9 +57,10 @@ class PoseBatch:
         offsets: int64 [B + 1]; clip b is rows offsets[b] to offsets[b + 1].
         label: int64 [B], -1 unknown.
         index: int64 [B], position in the data set.
-        rgb: uint8 [B, 3, T, H, W] or None.
-        tokens: int64 [B, L] or None.
-        token_lengths: int64 [B] or None.
+        rgb: uint8 [B, 3, T, H, W], T frames spread evenly over each clip's, or None.
+        rgb_mask: bool [B, T, H, W], where in ``rgb`` something moves, or None.
+        tokens: int64 [B, L], token ids with zeros behind every text, or None.
+        token_lengths: int64 [B], tokens of every text, 0 for a clip without one; or None.
     """
 
     xy: Tensor
@@ -62,6 +69,7 @@ class PoseBatch:
     label: Tensor
     index: Tensor
     rgb: Tensor | None = None
+    rgb_mask: Tensor | None = None
     tokens: Tensor | None = None
     token_lengths: Tensor | None = None
 
@@ -78,6 +86,21 @@ class PoseBatch:
         )
         checks.shapes("PoseBatch", offsets=(self.offsets, str(self.size + 1)))
         checks.dtype("PoseBatch", torch.int64, offsets=self.offsets, label=self.label, index=self.index)
+        clips = str(self.size)
+        if self.rgb is not None:
+            shape = checks.shapes("PoseBatch", rgb=(self.rgb, f"{clips} 3 T H W"))
+            checks.dtype("PoseBatch", torch.uint8, rgb=self.rgb)
+            clips += f" {shape['T']} {shape['H']} {shape['W']}"
+        if self.rgb_mask is not None:
+            checks.require(self.rgb is not None, "PoseBatch", "rgb_mask", "come with rgb", "none")
+            checks.shapes("PoseBatch", rgb_mask=(self.rgb_mask, clips))
+            checks.dtype("PoseBatch", torch.bool, rgb_mask=self.rgb_mask)
+        both = (self.tokens is None) == (self.token_lengths is None)
+        checks.require(both, "PoseBatch", "tokens", "come with token_lengths", "one of them")
+        if self.tokens is not None and self.token_lengths is not None:
+            checks.shapes("PoseBatch", tokens=(self.tokens, f"{self.size} L"))
+            checks.shapes("PoseBatch", token_lengths=(self.token_lengths, str(self.size)))
+            checks.dtype("PoseBatch", torch.int64, tokens=self.tokens, token_lengths=self.token_lengths)
 
     @property
     def size(self) -> int:
@@ -116,6 +139,8 @@ class PoseBatch:
     def collate(cls, clips: Sequence[Clip]) -> PoseBatch:
         """Pack clips; the ``collate_fn`` of a DataLoader over any slrfast data set.
 
+        Either all clips have ``rgb`` (and ``rgb_mask``), of one shape, or none; a batch has ``tokens`` if a clip has.
+
         >>> clip = Clip(torch.zeros(3, 49, 2), torch.zeros(3, 49), label=7)
         >>> PoseBatch.collate([clip, clip]).offsets
         tensor([0, 3, 6])
@@ -124,12 +149,18 @@ class PoseBatch:
         layouts = sorted({clip.xy.shape[1] for clip in clips})
         checks.require(len(layouts) == 1, "PoseBatch.collate", "clips", "all have the same layout", layouts)
         lengths = torch.tensor([0, *(clip.num_frames for clip in clips)])
+        texts = [clip.tokens if clip.tokens is not None else torch.zeros(0, dtype=torch.int64) for clip in clips]
+        written = any(clip.tokens is not None for clip in clips)
         return cls(
             torch.cat([clip.xy for clip in clips]).float(),
             torch.cat([clip.confidence for clip in clips]).float(),
             lengths.cumsum(0),
             torch.tensor([clip.label for clip in clips]),
             torch.tensor([clip.index for clip in clips]),
+            _stacked(clips, "rgb"),
+            _stacked(clips, "rgb_mask"),
+            nn.utils.rnn.pad_sequence(texts, batch_first=True) if written else None,
+            torch.tensor([len(text) for text in texts]) if written else None,
         )
 
     @classmethod
@@ -169,3 +200,13 @@ class PoseBatch:
         xy = torch.rand(frames, keypoints, 2, generator=generator) * (confidence > 0)[..., None]
         label = torch.randint(num_classes, (size,), generator=generator)
         return cls(xy, confidence, offsets, label, torch.arange(size))
+
+
+def _stacked(clips: Sequence[Clip], name: str) -> Tensor | None:
+    """The pictures of all clips, None if no clip has any."""
+    found = [getattr(clip, name) for clip in clips]
+    shapes = {None if one is None else tuple(one.shape) for one in found}
+    checks.require(
+        len(shapes) == 1, "PoseBatch.collate", "clips", f"all have {name} of one shape", sorted(map(str, shapes))
+    )
+    return None if found[0] is None else torch.stack(found)

@@ -7,6 +7,7 @@ from slrfast.nn.convert import ChannelsFirst
 from slrfast.nn.embedding import PoseEmbedding
 from slrfast.nn.gcn import GCNBlock, GraphConv, PartGCN
 from slrfast.nn.head import ProjectionHead
+from slrfast.nn.holistic import HolisticEmbedding
 from slrfast.nn.losses import FeatureConsistency, InfoNCE, KnowledgeTransfer, SemanticPositives
 from slrfast.nn.momentum import MomentumEncoder
 from slrfast.nn.packed import Packing
@@ -20,6 +21,7 @@ __all__ = [
     "FeatureConsistency",
     "GCNBlock",
     "GraphConv",
+    "HolisticEmbedding",
     "InfoNCE",
     "KnowledgeTransfer",
     "MemoryBank",

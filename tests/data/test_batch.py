@@ -62,7 +62,7 @@ def test_random_is_reproducible_and_within_its_arguments():
 
 def test_to_moves_every_tensor_that_is_there():
     batch = PoseBatch.random(2)
-    batch.tokens = torch.zeros(2, 5, dtype=torch.int64)
+    batch.tokens, batch.token_lengths = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
     moved = batch.to("meta")
     assert all(getattr(moved, name).is_meta for name in ("xy", "confidence", "offsets", "label", "index", "tokens"))
     assert moved.rgb is None and moved.size == 2 and not batch.xy.is_meta
@@ -112,3 +112,35 @@ def test_a_loader_with_workers_gives_every_clip_once():
             assert torch.equal(batch.xy[rows], data[i].xy) and int(batch.label[b]) == data[i].label
             seen.append(i)
     assert sorted(seen) == list(range(9))
+
+
+def test_collate_stacks_pictures_and_pads_texts():
+    rgb = torch.arange(3 * 2 * 4 * 5).view(3, 2, 4, 5).to(torch.uint8)
+    mask = rgb[0] > 7
+    spoken = clip(2, 1.0, rgb=rgb, rgb_mask=mask, tokens=torch.tensor([5, 6, 2]))
+    silent = clip(1, 2.0, rgb=rgb + 1, rgb_mask=~mask)
+    batch = PoseBatch.collate([spoken, silent])
+    assert torch.equal(batch.rgb, torch.stack((rgb, rgb + 1))) and torch.equal(batch.rgb_mask[1], ~mask)
+    assert batch.tokens.tolist() == [[5, 6, 2], [0, 0, 0]] and batch.token_lengths.tolist() == [3, 0]
+    moved = batch.to("meta")
+    assert {moved.rgb.device.type, moved.rgb_mask.device.type, moved.tokens.device.type} == {"meta"}
+
+
+def test_pictures_and_texts_that_do_not_fit_are_refused():
+    rgb = torch.zeros(3, 2, 4, 5, dtype=torch.uint8)
+    with pytest.raises(
+        ValueError, match=r"collate: clips must all have rgb of one shape, got \['\(3, 2, 4, 5\)', 'None'\]"
+    ):
+        PoseBatch.collate([clip(2, 1.0, rgb=rgb), clip(2, 1.0)])
+    batch = PoseBatch.random(2)
+    fields = {name: getattr(batch, name) for name in ("xy", "confidence", "offsets", "label", "index")}
+    for wrong, sentence in (
+        (dict(rgb=torch.zeros(3, 3, 2, 4, 5, dtype=torch.uint8)), "PoseBatch: rgb must"),
+        (dict(rgb=torch.zeros(2, 3, 2, 4, 5)), "PoseBatch: rgb must"),
+        (dict(rgb_mask=torch.zeros(2, 2, 4, 5, dtype=torch.bool)), "PoseBatch: rgb_mask must come with rgb"),
+        (dict(rgb=rgb.expand(2, -1, -1, -1, -1), rgb_mask=torch.zeros(2, 2, 4, 4).bool()), "PoseBatch: rgb_mask must"),
+        (dict(tokens=torch.zeros(2, 3, dtype=torch.int64)), "PoseBatch: tokens must come with token_lengths"),
+        (dict(tokens=torch.zeros(2, 3).long(), token_lengths=torch.zeros(3).long()), "PoseBatch: token_lengths must"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=sentence):
+            PoseBatch(**fields, **wrong)

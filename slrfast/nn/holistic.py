@@ -1,0 +1,68 @@
+"""The frame-wise embedding of hands, body, face and mouth that CCL-SLR and SLP share: one graph network per group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from slrfast import graphs
+from slrfast.nn.gcn import PartGCN
+
+_BODIES = {75: ("trunk", graphs.TRUNK7), 79: ("body", graphs.BODY11)}
+
+
+class HolisticEmbedding(nn.Module):
+    """Vectors per frame for the manual parts (hands and body) and the non-manual ones (face and mouth).
+
+    Both hands go through one network. CCL-SLR A.2: v_man = [left hand, right hand, body], v_non = [face, mouth]; SLP
+    describes the same networks, without edges between frames.
+
+    Args:
+        keypoints: 75 (CCL-SLR, whose body is STC's trunk) or 79 (SLP).
+        dim: size of each of the five vectors.
+        gcn_channels: of the five blocks of each graph network.
+        in_channels: per joint, 2 (x, y) or 3 (x, y, confidence).
+        dropout: inside the graph networks' blocks.
+        frame_dropout: on the vectors they give.
+        input_eps: epsilon of the input normalisation.
+
+    >>> embed = HolisticEmbedding(79, dim=8, gcn_channels=(4, 4, 8, 8, 8)).eval()
+    >>> manual, non_manual = embed(torch.rand(5, 79, 2))
+    >>> manual.shape, non_manual.shape
+    (torch.Size([5, 24]), torch.Size([5, 16]))
+    """
+
+    def __init__(
+        self,
+        keypoints: int = 79,
+        dim: int = 512,
+        gcn_channels: Sequence[int] = (128, 128, 256, 512, 512),
+        *,
+        in_channels: int = 2,
+        dropout: float = 0.05,
+        frame_dropout: float = 0.25,
+        input_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.parts = graphs.layout(keypoints).parts
+        self.body, body_graph = _BODIES[keypoints]
+        self.hand_gcn, self.body_gcn, self.face_gcn, self.mouth_gcn = (
+            PartGCN(
+                graph, gcn_channels, dim, in_channels=in_channels, dropout=dropout, frame_dropout=frame_dropout,
+                input_eps=input_eps,
+            )
+            for graph in (graphs.HAND21, body_graph, graphs.FACE18, graphs.MOUTH8)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints [..., V, C] (packed frames too) -> manual [..., 3 dim] and non-manual [..., 2 dim]."""
+        left, right, body, face, mouth = (
+            x[..., self.parts[part], :] for part in ("left_hand", "right_hand", self.body, "face", "mouth")
+        )
+        left, right = self.hand_gcn(torch.stack((left, right)), groups=2)
+        return (
+            torch.cat((left, right, self.body_gcn(body)), -1),
+            torch.cat((self.face_gcn(face), self.mouth_gcn(mouth)), -1),
+        )
