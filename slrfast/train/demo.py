@@ -1,4 +1,4 @@
-"""``slrfast demo``: pre-train a small STC on real fingerspelling and test it on sign languages that it never saw."""
+"""``slrfast demo``: pre-train a small system on real fingerspelling and test it on sign languages that it never saw."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from slrfast.data import ClipDataset, PoseBatch
+from slrfast.systems import SYSTEMS
 from slrfast.train.config import RunError, build_system, choose_device, open_dataset
 from slrfast.train.loop import BatchOrder, pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
@@ -20,9 +21,9 @@ from slrfast.train.report import network_size, report_skipped, report_stop, spea
 from slrfast.train.runs import RunFolder, write_json
 from slrfast.train.scoring import Evaluation, Labelled, encode_dataset
 
-DESCRIPTION = """Pre-train a small STC without labels, then recognise signs that no training has seen the like of:
-Latin letters of whole sign languages (600 real fingerspelling clips, 19 sign languages), or with --synthetic the
-generated signs of whole signers. The same network untrained and chance stand beside it."""
+DESCRIPTION = """Pre-train a small STC (or another --system) without labels, then recognise signs that no training has
+seen the like of: Latin letters of whole sign languages (600 real fingerspelling clips, 19 sign languages), or with
+--synthetic the generated signs of whole signers. The same network untrained and chance stand beside it."""
 EVALUATION_SECONDS = 40.0
 """Kept free of every round's time for encoding, probes and pictures."""
 
@@ -52,7 +53,9 @@ def demo(argv: Sequence[str]) -> int:
             folder.create(overwrite=True)
         held_groups = {clips.groups[i] for i in held}
         seen = dataset.subset(i for i, group in enumerate(dataset.groups) if group not in held_groups)
-        system = build_system("stc", options.system, options.train.seed).to(choose_device(options.train.device))
+        system = build_system(values["name"], options.system, options.train.seed).to(
+            choose_device(options.train.device)
+        )
         say(f"held out entirely: {', '.join(sorted(held_groups))}")
         say(f"pre-training {network_size(system)} on {len(seen)} clips without labels, {options.system.epochs} epochs")
         untrained = encode_dataset(system, dataset, clips.index, progress="untrained")
@@ -77,8 +80,15 @@ def _options(argv: Sequence[str]) -> TrainingOptions:
     parser = Parser(
         "demo",
         DESCRIPTION,
-        ["demo", "demo --synthetic --minutes 3", "demo --epochs 20 --rounds 4 --run runs/all-languages"],
+        [
+            "demo",
+            "demo --synthetic --minutes 3",
+            "demo --system masa --minutes 5",
+            "demo --epochs 20 --rounds 4 --run runs/all-languages",
+        ],
     )
+    name, argv = _system_name(argv)
+    prefix = "runs/demo" if name == "stc" else f"runs/demo-{name}"
     parser.add_argument("--synthetic", action="store_true", help="generated signs, which need no extra package")
     parser.add_argument("--data", type=str, default="fingerspelling", help=argparse.SUPPRESS)
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything; a slow machine gets fewer epochs")
@@ -87,7 +97,8 @@ def _options(argv: Sequence[str]) -> TrainingOptions:
     parser.add_argument("--rounds", type=int, default=1, help="parts held out in turn, each with its own pre-training")
     parser.add_argument("--votes", type=int, default=10, help="neighbours of kNN")
     own = ("synthetic", "data", "minutes", "epochs", "folds", "rounds", "votes")
-    options = training_options(parser, argv, own, command="demo", name="stc", preset="small", run_prefix="runs/demo")
+    command = "demo" if name == "stc" else f"demo --system {name}"
+    options = training_options(parser, argv, own, command=command, name=name, preset="small", run_prefix=prefix)
     values = options.values
     if values.pop("synthetic"):
         values["data"] = "synthetic"
@@ -99,6 +110,21 @@ def _options(argv: Sequence[str]) -> TrainingOptions:
     if values["minutes"] <= 0 or (values["epochs"] is not None and values["epochs"] < 1) or values["votes"] < 1:
         raise RunError("--minutes, --epochs and --votes must be positive")
     return options
+
+
+def _system_name(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The system of ``--system NAME``, which cannot be told from the options ``--system.*`` later, and the rest."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--system", nargs="?")
+    early.add_argument("--resume", nargs="?")
+    found, rest = early.parse_known_args(list(argv))
+    if found.resume:
+        rest += ["--resume", found.resume]
+    going_on = found.resume and found.system is None
+    name = RunFolder(found.resume).existing().read_config()["name"] if going_on else found.system or "stc"
+    if name not in SYSTEMS:
+        raise RunError(f"--system must be one of {', '.join(SYSTEMS)}, got {name!r}")
+    return name, rest
 
 
 def _fit_to_time(options: TrainingOptions, dataset: ClipDataset, rounds: int, began: float) -> TrainingOptions:
@@ -120,15 +146,17 @@ def _fit_to_time(options: TrainingOptions, dataset: ClipDataset, rounds: int, be
 
 
 def shortened(config: Any, epochs: int) -> Any:
-    """A system's config with another number of epochs and its learning-rate milestones moved along."""
-    milestones = tuple(max(1, round(m * epochs / config.epochs)) for m in config.milestones)
-    return dataclasses.replace(config, epochs=epochs, milestones=milestones)
+    """A system's config with another number of epochs and all that it counts in epochs moved along."""
+    share = epochs / config.epochs
+    changes: dict[str, Any] = {"milestones": tuple(max(1, round(m * share)) for m in config.milestones)}
+    changes |= {name: getattr(config, name) * share for name in ("warmup", "semantic_ramp") if hasattr(config, name)}
+    return dataclasses.replace(config, epochs=epochs, **changes)
 
 
 def _seconds_per_step(options: TrainingOptions, dataset: ClipDataset, steps: int = 3) -> float:
     """Measured on a scratch copy of the network, after one step that warms up."""
     device = choose_device(options.train.device)
-    system = build_system("stc", options.system, options.train.seed).to(device)
+    system = build_system(options.values["name"], options.system, options.train.seed).to(device)
     optimizer = system.optimizer()
     size = options.system.batch_size
     if len(dataset) < size:

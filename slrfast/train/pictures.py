@@ -55,7 +55,7 @@ def draw_views(
     """The two augmented views of a few clips: trunk above, both hands enlarged below, missing joints left out.
 
     Args:
-        views: two objects with xy [B, T, 49, 2] and confidence [B, T, 49].
+        views: two objects with xy [B, T, V, 2] and confidence [B, T, V]; V is 49, 75 or 79.
         names: one per clip.
         path: PNG to write.
         moments: frames per view.

@@ -109,3 +109,21 @@ def test_an_existing_folder_is_refused_before_any_work(tmp_path, capsys, monkeyp
     monkeypatch.setattr(demo, "open_dataset", lambda _: 1 / 0)
     assert main(["demo", "--synthetic", "--run", str(tmp_path)]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+
+
+def test_another_system_and_going_on_with_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "masa", SYSTEMS["tiny"])
+    run = tmp_path / "run"
+    assert main(["demo", "--synthetic", "--system", "masa", "--epochs", "1", "--run", str(run)]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["name"] == "masa"
+    assert main(["demo", "--resume", str(run)]) == 0
+    assert main(["demo", "--resume", str(run), "--system", "stc"]) == 2
+    assert main(["demo", "--system", "mae"]) == 2
+    sentence = f"slrfast: --system must be one of {', '.join(SYSTEMS)}, got 'mae'\n"
+    assert capsys.readouterr().err.endswith(sentence)
+
+
+def test_what_is_counted_in_epochs_moves_along():
+    config = SYSTEMS["masa"].Config.small(epochs=100, warmup=5.0, semantic_ramp=10.0)
+    short = demo.shortened(config, 20)
+    assert (short.epochs, short.warmup, short.semantic_ramp) == (20, 1.0, 2.0)
