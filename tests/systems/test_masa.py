@@ -169,6 +169,15 @@ def test_frames_keep_the_positions_they_had_before_others_were_masked():
     assert visible.lengths == tuple(int(n) - 1 for n in padded.lengths)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frames_keep_their_numbers_in_half_types(dtype):
+    clips = moving(2, min_frames=2500, max_frames=2500)
+    clips = dataclasses.replace(clips, xy=clips.xy.to(dtype), confidence=clips.confidence.to(dtype))
+    x, number, _ = PaddedClips.of(clips).visible(torch.zeros(2, 2500, dtype=torch.bool))
+    assert torch.equal(number, torch.arange(2500).repeat(2))
+    assert x.dtype == dtype and torch.equal(x, clips.xy)
+
+
 def test_nothing_moves():
     system = MASA(tiny())
     clips = moving()
@@ -294,6 +303,20 @@ def test_legacy_masks_rising_coordinates_of_every_part_on_its_own():
             chosen = sorted(candidates, key=lambda i: keys[p, b, i])[: math.floor(0.9 * len(candidates))]
             assert masks[p, b].nonzero().flatten().tolist() == sorted(chosen)
     assert not torch.equal(masks[0], masks[1])
+
+
+def test_legacy_sees_no_motion_into_the_padding():
+    """From coordinates below zero, padding would be a rise: a clip has the same target alone and in a batch."""
+    system = MASA(tiny("legacy"))
+    clips = moving(2, min_frames=6, max_frames=6)
+    clips = dataclasses.replace(clips, xy=clips.xy - 2, confidence=torch.ones_like(clips.confidence))
+    keys = torch.rand((3, 2, 8), generator=seeded())
+    alone = PaddedClips.of(clips)
+    padded = alone._replace(xy=torch.nn.functional.pad(alone.xy, (0, 0, 0, 0, 0, 2)),
+                            confidence=torch.nn.functional.pad(alone.confidence, (0, 0, 0, 2)))  # fmt: skip
+    expected, got = system.autoencoder.masked(alone, keys[..., :6]), system.autoencoder.masked(padded, keys)
+    for one, other, frames in zip(expected, got, (1, 1, 2), strict=True):
+        assert one.any() and torch.equal(one, other.narrow(frames, 0, 6)) and not other.narrow(frames, 6, 2).any()
 
 
 def test_legacy_loss():
