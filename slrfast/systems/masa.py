@@ -171,7 +171,9 @@ class MASA(Pretrained):
             Scalars: "loss" (Eq. 9, whose weight of the second term follows ``self.epoch``) and its unweighted terms
             "motion" (Eq. 4) and "contrast" (Eq. 8), with gradient to the autoencoder.
         Raises:
-            TypeError, ValueError: the batch has another dtype or device than the system, or a clip without frames.
+            TypeError, ValueError: the batch has another dtype or device than the system, offsets that do not rise from
+                0 to its frames, or a clip without frames; in training mode, an encoder is left with a single frame of
+                all clips, which its batch normalisation cannot take.
         """
         clips = self._padded(batch)
         first, second = self._keys(clips, generator)
@@ -220,7 +222,10 @@ class MASA(Pretrained):
         checks.require(same, "MASA", "batch", rule, batch.xy.device, "use batch.to(device)")
         batch.require_layout("MASA", 49)
         checks.dtype("MASA", own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
-        clips = PaddedClips.of(batch)
+        packing, frames = Packing.of(batch.offsets), len(batch.xy)
+        ends = packing.num_rows == frames
+        checks.require(ends, "MASA", "batch.offsets", f"end at the {frames} frames", packing.num_rows)
+        clips = PaddedClips.of(batch, packing)
         shortest = min(clips.packing.lengths, default=1)
         checks.require(shortest > 0, "MASA", "batch", "have at least one frame in every clip", shortest)
         return clips

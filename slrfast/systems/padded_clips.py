@@ -25,8 +25,8 @@ class PaddedClips(NamedTuple):
     confidence: Tensor
 
     @classmethod
-    def of(cls, batch: PoseBatch) -> PaddedClips:
-        packing = Packing.of(batch.offsets)
+    def of(cls, batch: PoseBatch, packing: Packing | None = None) -> PaddedClips:
+        packing = packing or Packing.of(batch.offsets)
         return cls(packing, batch.lengths, packing.pad(batch.xy), packing.pad(batch.confidence))
 
     def visible(self, hidden: Tensor) -> tuple[Tensor, Tensor, Packing]:

@@ -263,6 +263,7 @@ OFFSETS, START, LENGTH = ints(0, 4, 10), ints(1, 0), ints(3, 6)
     [
         ((F[0], OFFSETS, START, LENGTH, 4), ValueError, "frames must have shape [F, V, C], got [3, 2]"),
         ((F, OFFSETS[:2], START, LENGTH, 4), ValueError, "offsets must have 3 entries, got 2"),
+        ((F, OFFSETS, START, [3, 6], 4), TypeError, "length must be a torch.Tensor, got list"),
         ((F, OFFSETS, START, LENGTH[:1], 4), ValueError, "length must have start's shape [2], got [1]"),
         ((F, OFFSETS.int(), START, LENGTH, 4), TypeError, "offsets must be torch.int64, got torch.int32"),
         ((F.long(), OFFSETS, START, LENGTH, 4), TypeError, "frames must be float64, float32, bfloat16 or float16"),

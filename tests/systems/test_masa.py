@@ -399,3 +399,9 @@ def test_batches_that_do_not_fit():
     empty = dataclasses.replace(clips, offsets=torch.tensor([0, 0, len(clips.xy)]))
     with pytest.raises(ValueError, match="batch must have at least one frame in every clip, got 0"):
         system.encode(empty)
+    short = dataclasses.replace(clips, offsets=clips.offsets - torch.tensor([0, 0, 1]))
+    with pytest.raises(ValueError, match=f"batch.offsets must end at the {len(clips.xy)} frames, got"):
+        system.training_step(short)
+    with pytest.raises(ValueError, match="x must have at least two frames per group in training mode, got 1"):
+        system.training_step(moving(1, min_frames=1, max_frames=1))
+    assert system.encode(moving(1, min_frames=1, max_frames=1)).isfinite().all()
