@@ -1,4 +1,4 @@
-"""The ops over clips called raw, past the checks of their functions: what does not fit is an error, never a bad read."""
+"""The ops over clips called raw, past the checks of their functions: what does not fit raises, and is never read."""
 
 import pytest
 import torch
