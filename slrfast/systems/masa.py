@@ -222,10 +222,7 @@ class MASA(Pretrained):
         checks.require(same, "MASA", "batch", rule, batch.xy.device, "use batch.to(device)")
         batch.require_layout("MASA", 49)
         checks.dtype("MASA", own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
-        packing, frames = Packing.of(batch.offsets), len(batch.xy)
-        ends = packing.num_rows == frames
-        checks.require(ends, "MASA", "batch.offsets", f"end at the {frames} frames", packing.num_rows)
-        clips = PaddedClips.of(batch, packing)
+        clips = PaddedClips.of(batch)
         shortest = min(clips.packing.lengths, default=1)
         checks.require(shortest > 0, "MASA", "batch", "have at least one frame in every clip", shortest)
         return clips

@@ -11,6 +11,7 @@ from torch import Tensor
 from slrfast import ops
 from slrfast.data import PoseBatch
 from slrfast.nn import Packing
+from slrfast.nn.packed import packing_of
 
 
 class PaddedClips(NamedTuple):
@@ -25,8 +26,8 @@ class PaddedClips(NamedTuple):
     confidence: Tensor
 
     @classmethod
-    def of(cls, batch: PoseBatch, packing: Packing | None = None) -> PaddedClips:
-        packing = packing or Packing.of(batch.offsets)
+    def of(cls, batch: PoseBatch) -> PaddedClips:
+        packing = packing_of("MASA", batch.xy, batch.offsets)
         return cls(packing, batch.lengths, packing.pad(batch.xy), packing.pad(batch.confidence))
 
     def visible(self, hidden: Tensor) -> tuple[Tensor, Tensor, Packing]:

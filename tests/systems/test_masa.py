@@ -379,6 +379,7 @@ def test_smallest_keys():
     [
         ({"masking": "joint"}, "masking must be one of 'frame', 'part'"),
         ({"dim": 5}, "dim must times 3 be a multiple of 8 heads, got 5"),
+        ({"dim": 5, "heads": 5}, "dim must be even, for the positions, got 5"),
         ({"view_ratio": 1.0}, r"view_ratio must be in \[0, 1\), got 1.0"),
         ({"mask_ratio": 1.5}, r"mask_ratio must be in \[0, 1\], got 1.5"),
         ({"target_scale": 0.0}, "target_scale must be"),
@@ -400,7 +401,7 @@ def test_batches_that_do_not_fit():
     with pytest.raises(ValueError, match="batch must have at least one frame in every clip, got 0"):
         system.encode(empty)
     short = dataclasses.replace(clips, offsets=clips.offsets - torch.tensor([0, 0, 1]))
-    with pytest.raises(ValueError, match=f"batch.offsets must end at the {len(clips.xy)} frames, got"):
+    with pytest.raises(ValueError, match=f"MASA: offsets must rise from 0 to the {len(clips.xy)} frames, got"):
         system.training_step(short)
     with pytest.raises(ValueError, match="x must have at least two frames per group in training mode, got 1"):
         system.training_step(moving(1, min_frames=1, max_frames=1))
