@@ -176,6 +176,14 @@ def test_gradient_stays_inside_the_windows(device, draw):
     assert used.cpu().equal(expected)
 
 
+def test_an_infinite_gradient_stays_one_where_nothing_is_blended(device):
+    frames = torch.zeros(4, 1, 1, device=device, requires_grad=True)
+    window = [torch.tensor(x, device=device) for x in ([0, 4], [0], [4])]
+    grad = torch.tensor([1.0, math.inf, 2.0, 3.0], device=device).view(1, 4, 1, 1)
+    (got,) = torch.autograd.grad(ops.resample(frames, *window, 4), frames, grad)
+    assert got.flatten().tolist() == [1.0, math.inf, 2.0, 3.0]
+
+
 # ---- registration ---------------------------------------------------------------------------------------------------
 
 
