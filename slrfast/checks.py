@@ -112,11 +112,10 @@ def rising(op: str, end: int | None, **offsets: Sequence[int]) -> None:
 
 def lengths(op: str, frames: int, lengths: Tensor) -> None:
     """Every length is in [0, frames], where values may be read."""
-    if may_read(lengths):
-        outside = (lengths < 0) | (lengths > frames)
-        if bool(outside.any()):
-            b = int(outside.nonzero()[0])
-            require(False, op, "lengths", f"be in [0, {frames}]", f"{int(lengths[b])} for clip {b}")
+    values = lengths.tolist() if may_read(lengths) else []
+    if values and (min(values) < 0 or max(values) > frames):
+        b, wrong = next((b, value) for b, value in enumerate(values) if not 0 <= value <= frames)
+        require(False, op, "lengths", f"be in [0, {frames}]", f"{wrong} for clip {b}")
 
 
 def choice(op: str, options: Sequence[str], **values: str) -> None:

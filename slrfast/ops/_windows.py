@@ -11,7 +11,7 @@ from slrfast import checks
 
 def check(op: str, frames: Tensor, offsets: Tensor, start: Tensor, length: Tensor) -> None:
     """Shapes, dtypes and devices of windows [..., B]; their values where those may be read."""
-    sizes = checks.shapes(op, start=(start, "... B"), offsets=(offsets, "B+1"))
+    sizes = checks.shapes(op, start=(start, "... B"), offsets=(offsets, "B+1"), length=(length, "..."))
     checks.require(sizes["B+1"] == sizes["B"] + 1, op, "offsets", f"have {sizes['B'] + 1} entries", sizes["B+1"])
     checks.require(
         length.shape == start.shape, op, "length", f"have start's shape {list(start.shape)}", list(length.shape)

@@ -91,7 +91,8 @@ def augment(x: Tensor, confidence: Tensor, plan: AugmentTensors) -> tuple[Tensor
             SLRFAST_DEBUG=1, but not inside torch.compile: ``part`` or ``swap_index`` out of range.
     Numerics:
         Accumulates in float32 (float64 if ``x`` or the plan is) and rounds once to the dtype of ``x``; deterministic,
-        bitwise the same on every backend. Saves confidence and plan for the backward pass, no coordinates.
+        bitwise the same on every backend, also under autocast. Once differentiable; saves confidence and plan for the
+        backward pass, no coordinates.
 
     >>> quarter_turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
     >>> no, zero = torch.tensor([[False]]), torch.tensor([0])

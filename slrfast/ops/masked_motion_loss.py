@@ -118,10 +118,8 @@ def masked_motion_loss(
     checks.choice(op, ("l2", "l1"), kind=kind)
     checks.positive(op, scale=scale)
     checks.choice(op, REDUCTIONS, reduction=reduction)
+    wanted = wants_grad(prediction)
     loss, grad = torch.ops.slrfast.masked_motion_loss(
-        prediction.detach(), residual.detach(), weight.detach(), mask, scale, kind == "l2", reduction != "sum",
-        wants_grad(prediction),
-    )  # fmt: skip
-    if wants_grad(prediction):
-        loss = attach(loss, prediction.flatten(1), grad.flatten(1))
-    return reduce(loss, reduction)
+        prediction.detach(), residual.detach(), weight.detach(), mask, scale, kind == "l2", reduction != "sum", wanted
+    )
+    return attach(loss, prediction, grad, reduction) if wanted else reduce(loss, reduction)

@@ -119,19 +119,18 @@ def motion_mask(
     """
     op = "motion_mask"
     tensors = {"x": x, "confidence": confidence, "random_keys": random_keys}
-    sizes = checks.shapes(op, x=(x, "B T V 2"), confidence=(confidence, "B T V"), random_keys=(random_keys, "B T"))
+    patterns = {"x": "B T V 2", "confidence": "B T V", "random_keys": "B T", "lengths": "B"}
+    given = tensors if lengths is None else {**tensors, "lengths": lengths}
+    sizes = checks.shapes(op, **{name: (tensor, patterns[name]) for name, tensor in given.items()})
     checks.floating(op, **tensors)
-    if lengths is not None:
-        checks.shapes(op, x=(x, "B T V 2"), lengths=(lengths, "B"))
-        checks.dtype(op, torch.int64, lengths=lengths)
-        tensors["lengths"] = lengths
-    checks.same_device(op, **tensors)
+    checks.same_device(op, **given)
     checks.integer_between(op, 1, 2**31 - 1, interval=interval)
     checks.number_between(
         op, 0, float("inf"), confidence_threshold=confidence_threshold, motion_threshold=motion_threshold
     )
     checks.number_between(op, 0, 1, joint_fraction=joint_fraction, mask_ratio=mask_ratio)
     if lengths is not None:
+        checks.dtype(op, torch.int64, lengths=lengths)
         checks.lengths(op, sizes["T"], lengths)
     constants = interval, confidence_threshold, motion_threshold, joint_fraction, mask_ratio, norm
     return MotionMask(

@@ -100,7 +100,7 @@ def resample(
     Numerics:
         Positions are exact (integer arithmetic), blending a + (b - a) w accumulates in float32 (float64 for float64)
         and rounds once to the dtype of ``frames``; deterministic, bitwise the same on every backend. A frame of weight
-        zero is not read. Saves nothing but the windows for the backward pass.
+        zero is not read. Once differentiable; saves nothing but the windows for the backward pass.
 
     >>> frames = torch.tensor([0.0, 10.0, 20.0, 30.0]).reshape(4, 1, 1)
     >>> one_clip, start, length = torch.tensor([0, 4]), torch.tensor([1]), torch.tensor([2])

@@ -49,5 +49,8 @@ def augment_grad(
     wide, matrix = widen(grad, linear[:, part])
     unswapped = torch.zeros_like(wide).index_add_(2, swap_index, wide)
     wide = torch.where(swap[:, None, None, None], unswapped, wide).masked_fill(drop[:, None, :, None], 0.0)
-    moved = affected[:, None] & (confidence > 0)
-    return torch.where(moved[..., None], torch.einsum("bvij,btvi->btvj", matrix, wide), wide).to(grad.dtype)
+    moved, matrix, (gx, gy) = affected[:, None] & (confidence > 0), matrix[:, None], wide.unbind(-1)
+    mapped = torch.stack(  # no matrix product, which autocast and TF32 would round
+        (matrix[..., 0, 0] * gx + matrix[..., 1, 0] * gy, matrix[..., 0, 1] * gx + matrix[..., 1, 1] * gy), -1
+    )
+    return torch.where(moved[..., None], mapped, wide).to(grad.dtype)

@@ -27,8 +27,9 @@ def resample_grad(
         return _sums(total, (nearest(offsets, start, length, out_frames), widen(grad)[0])).to(grad.dtype)
     index, blended, fraction = places(grad, offsets, start, length, out_frames)
     (wide,) = widen(grad)
-    share = torch.where(blended, fraction, 0.0)[..., None, None]
-    return _sums(total, (index, wide * (1 - share)), (index + blended, wide * share)).to(grad.dtype)
+    share, alone = torch.where(blended, fraction, 0.0)[..., None, None], ~blended[..., None, None]
+    later = (wide * share).masked_fill(alone, 0.0)  # or inf * 0
+    return _sums(total, (index, wide * (1 - share)), (index + blended, later)).to(grad.dtype)
 
 
 def places(

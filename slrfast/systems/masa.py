@@ -171,7 +171,9 @@ class MASA(Pretrained):
             Scalars: "loss" (Eq. 9, whose weight of the second term follows ``self.epoch``) and its unweighted terms
             "motion" (Eq. 4) and "contrast" (Eq. 8), with gradient to the autoencoder.
         Raises:
-            TypeError, ValueError: the batch has another dtype or device than the system, or a clip without frames.
+            TypeError, ValueError: the batch has another dtype or device than the system, offsets that do not rise from
+                0 to its frames, or a clip without frames; in training mode, an encoder is left with a single frame of
+                all clips, which its batch normalisation cannot take.
         """
         clips = self._padded(batch)
         first, second = self._keys(clips, generator)

@@ -113,6 +113,8 @@ class MASAConfig:
         checks.require(
             3 * self.dim % self.heads == 0, op, "dim", f"times 3 be a multiple of {self.heads} heads", self.dim
         )
+        positions = self.masking == "frame"
+        checks.require(not positions or self.dim % 2 == 0, op, "dim", "be even, for the positions", self.dim)
 
     @classmethod
     def paper(cls, **changes: Any) -> MASAConfig:

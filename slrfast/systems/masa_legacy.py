@@ -107,6 +107,8 @@ class PartAutoencoder(nn.Module):
         """Residuals and weights of all coordinates, both [B, T, 49, 2], and the masks [3, B, T]."""
         config, k = self.config, self.config.interval
         residual = ops.motion(BOX * clips.xy, interval=k, direction="forward")
+        defined = torch.arange(residual.shape[1], device=residual.device) < clips.lengths[:, None] - k
+        residual = residual.masked_fill(~defined[..., None, None], 0.0)  # nothing moves into the padding
         rising = residual > config.motion_threshold
         confidence = clips.confidence.clone()
         hands = confidence[..., : PARTS[2].start]

@@ -11,6 +11,7 @@ from torch import Tensor
 from slrfast import ops
 from slrfast.data import PoseBatch
 from slrfast.nn import Packing
+from slrfast.nn.packed import packing_of
 
 
 class PaddedClips(NamedTuple):
@@ -26,15 +27,17 @@ class PaddedClips(NamedTuple):
 
     @classmethod
     def of(cls, batch: PoseBatch) -> PaddedClips:
-        packing = Packing.of(batch.offsets)
+        packing = packing_of("MASA", batch.xy, batch.offsets)
         return cls(packing, batch.lengths, packing.pad(batch.xy), packing.pad(batch.confidence))
 
     def visible(self, hidden: Tensor) -> tuple[Tensor, Tensor, Packing]:
         """The frames that are not ``hidden`` [B, T]: [S, 49, 2], their numbers in their clips [S], their packing."""
-        numbers = torch.arange(hidden.shape[1], device=hidden.device, dtype=self.xy.dtype).expand(len(hidden), -1)
-        rows = torch.cat((self.xy.flatten(2), numbers.unsqueeze(-1)), -1)
+        exact = torch.promote_types(self.xy.dtype, torch.float32)  # a half type has not every number
+        numbers = torch.arange(hidden.shape[1], device=hidden.device, dtype=exact).expand(len(hidden), -1)
+        rows = torch.cat((self.xy.flatten(2).to(exact), numbers.unsqueeze(-1)), -1)
         packed, offsets = ops.gather_visible(rows, hidden, self.lengths)
-        return packed[:, :-1].unflatten(-1, self.xy.shape[2:]), packed[:, -1].long(), Packing.of(offsets)
+        x = packed[:, :-1].to(self.xy.dtype).unflatten(-1, self.xy.shape[2:])
+        return x, packed[:, -1].long(), Packing.of(offsets)
 
     def hide(self, share: float, keys: Tensor) -> Tensor:
         """floor(share T) frames of every clip, those with the smallest ``keys`` [..., B, T] in [0, 1); bool."""

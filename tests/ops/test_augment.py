@@ -174,6 +174,16 @@ def test_gradient_is_the_adjoint(device, draw, randn, dtype):
         assert_close(got.double(), truth, rtol=max(torch.finfo(dtype).eps, 1e-5), atol=1e-5)
 
 
+def test_autocast_rounds_no_gradient(device, draw, randn):
+    x, confidence, plan = draw(device=device)
+    grad = randn(*x.shape, device=device)
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(ops.augment(x, confidence, plan)[0], x, grad)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        (got,) = torch.autograd.grad(ops.augment(x, confidence, plan)[0], x, grad)
+    assert torch.equal(got, expected)
+
+
 def test_no_gradient_for_confidence_nor_plan_nor_a_second_time(draw, saved_shapes):
     x, confidence, plan = draw()
     assert not any(out.requires_grad for out in ops.augment(x, confidence, plan))

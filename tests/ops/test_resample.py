@@ -176,6 +176,14 @@ def test_gradient_stays_inside_the_windows(device, draw):
     assert used.cpu().equal(expected)
 
 
+def test_an_infinite_gradient_stays_one_where_nothing_is_blended(device):
+    frames = torch.zeros(4, 1, 1, device=device, requires_grad=True)
+    window = [torch.tensor(x, device=device) for x in ([0, 4], [0], [4])]
+    grad = torch.tensor([1.0, math.inf, 2.0, 3.0], device=device).view(1, 4, 1, 1)
+    (got,) = torch.autograd.grad(ops.resample(frames, *window, 4), frames, grad)
+    assert got.flatten().tolist() == [1.0, math.inf, 2.0, 3.0]
+
+
 # ---- registration ---------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +271,7 @@ OFFSETS, START, LENGTH = ints(0, 4, 10), ints(1, 0), ints(3, 6)
     [
         ((F[0], OFFSETS, START, LENGTH, 4), ValueError, "frames must have shape [F, V, C], got [3, 2]"),
         ((F, OFFSETS[:2], START, LENGTH, 4), ValueError, "offsets must have 3 entries, got 2"),
+        ((F, OFFSETS, START, [3, 6], 4), TypeError, "length must be a torch.Tensor, got list"),
         ((F, OFFSETS, START, LENGTH[:1], 4), ValueError, "length must have start's shape [2], got [1]"),
         ((F, OFFSETS.int(), START, LENGTH, 4), TypeError, "offsets must be torch.int64, got torch.int32"),
         ((F.long(), OFFSETS, START, LENGTH, 4), TypeError, "frames must be float64, float32, bfloat16 or float16"),

@@ -169,6 +169,15 @@ def test_frames_keep_the_positions_they_had_before_others_were_masked():
     assert visible.lengths == tuple(int(n) - 1 for n in padded.lengths)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frames_keep_their_numbers_in_half_types(dtype):
+    clips = moving(2, min_frames=2500, max_frames=2500)
+    clips = dataclasses.replace(clips, xy=clips.xy.to(dtype), confidence=clips.confidence.to(dtype))
+    x, number, _ = PaddedClips.of(clips).visible(torch.zeros(2, 2500, dtype=torch.bool))
+    assert torch.equal(number, torch.arange(2500).repeat(2))
+    assert x.dtype == dtype and torch.equal(x, clips.xy)
+
+
 def test_nothing_moves():
     system = MASA(tiny())
     clips = moving()
@@ -296,6 +305,20 @@ def test_legacy_masks_rising_coordinates_of_every_part_on_its_own():
     assert not torch.equal(masks[0], masks[1])
 
 
+def test_legacy_sees_no_motion_into_the_padding():
+    """From coordinates below zero, padding would be a rise: a clip has the same target alone and in a batch."""
+    system = MASA(tiny("legacy"))
+    clips = moving(2, min_frames=6, max_frames=6)
+    clips = dataclasses.replace(clips, xy=clips.xy - 2, confidence=torch.ones_like(clips.confidence))
+    keys = torch.rand((3, 2, 8), generator=seeded())
+    alone = PaddedClips.of(clips)
+    padded = alone._replace(xy=torch.nn.functional.pad(alone.xy, (0, 0, 0, 0, 0, 2)),
+                            confidence=torch.nn.functional.pad(alone.confidence, (0, 0, 0, 2)))  # fmt: skip
+    expected, got = system.autoencoder.masked(alone, keys[..., :6]), system.autoencoder.masked(padded, keys)
+    for one, other, frames in zip(expected, got, (1, 1, 2), strict=True):
+        assert one.any() and torch.equal(one, other.narrow(frames, 0, 6)) and not other.narrow(frames, 6, 2).any()
+
+
 def test_legacy_loss():
     system = MASA(tiny("legacy", motion_threshold=20.0)).double().eval()
     network = system.autoencoder
@@ -356,6 +379,7 @@ def test_smallest_keys():
     [
         ({"masking": "joint"}, "masking must be one of 'frame', 'part'"),
         ({"dim": 5}, "dim must times 3 be a multiple of 8 heads, got 5"),
+        ({"dim": 5, "heads": 5}, "dim must be even, for the positions, got 5"),
         ({"view_ratio": 1.0}, r"view_ratio must be in \[0, 1\), got 1.0"),
         ({"mask_ratio": 1.5}, r"mask_ratio must be in \[0, 1\], got 1.5"),
         ({"target_scale": 0.0}, "target_scale must be"),
@@ -376,3 +400,9 @@ def test_batches_that_do_not_fit():
     empty = dataclasses.replace(clips, offsets=torch.tensor([0, 0, len(clips.xy)]))
     with pytest.raises(ValueError, match="batch must have at least one frame in every clip, got 0"):
         system.encode(empty)
+    short = dataclasses.replace(clips, offsets=clips.offsets - torch.tensor([0, 0, 1]))
+    with pytest.raises(ValueError, match=f"MASA: offsets must rise from 0 to the {len(clips.xy)} frames, got"):
+        system.training_step(short)
+    with pytest.raises(ValueError, match="x must have at least two frames per group in training mode, got 1"):
+        system.training_step(moving(1, min_frames=1, max_frames=1))
+    assert system.encode(moving(1, min_frames=1, max_frames=1)).isfinite().all()
