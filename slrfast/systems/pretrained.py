@@ -52,10 +52,14 @@ class Pretrained(nn.Module):
     def from_pretrained(cls, folder: str | os.PathLike) -> Self:
         """Build the system that :meth:`save_pretrained` wrote.
 
+        Args:
+            folder: the one written, or that of a run, which keeps it as ``model``.
         Raises:
             CheckpointError: a file is missing, damaged, or of another system or version.
         """
         folder = Path(folder)
+        if not (folder / "config.json").exists() and (folder / "model" / "config.json").is_file():
+            folder = folder / "model"
         try:
             fields = json.loads((folder / "config.json").read_text())
             tensors = load_file(folder / "model.safetensors")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+import slrfast
 from slrfast.data import PreprocessOptions
 from slrfast.errors import SlrfastError
 from slrfast.systems import SYSTEMS
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(f"slrfast {slrfast.__version__}")
+        return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "demo": demo,
         "pretrain": pretrain_command,
@@ -118,7 +122,10 @@ def pretrain_command(argv: list[str]) -> int:
         ],
     )
     parser.add_argument(
-        "--data", type=str, required=True, help="folder of pose files, index file, 'synthetic' or 'fingerspelling'"
+        "--data",
+        type=str,
+        required=True,
+        help="folder of pose files, index file, store, 'synthetic' or 'fingerspelling'",
     )
     parser.add_argument("--split", type=str, help="rows of the index file with this split")
     parser.add_class_arguments(PreprocessOptions, "preprocess", help="pre-processing of pose files")

@@ -28,6 +28,9 @@ from slrfast.train.loading import load_batches
 from slrfast.train.runs import RunFolder, RunLog
 from slrfast.train.scoring import Labelled, knn_accuracy
 
+LOOK = 10
+"""Steps after which a term of the loss that was 0 in all of them is pointed out."""
+
 
 class TrainingDiverged(SlrfastError, ArithmeticError):
     """A loss, gradient or weight is no longer finite; the last checkpoint is from before."""
@@ -111,7 +114,9 @@ def pretrain(
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
     if clips < batch_size:
-        raise RunError(f"the dataset has {clips} usable clips, fewer than one batch of {batch_size}; lower batch_size")
+        raise RunError(
+            f"the dataset has {clips} usable clips, fewer than one batch of {batch_size}; lower system.batch_size"
+        )
     if config.knn_every:
         Labelled.of(dataset)  # unlabelled clips are refused now, not after an epoch
     per_epoch = clips // batch_size
@@ -136,6 +141,7 @@ def pretrain(
         first, last = session.step, epochs * per_epoch
         start, earlier = time.perf_counter(), session.seconds
         reason = None
+        moved = {"learning_rate"}
         with (
             RunLog(folder, first) as log,
             tqdm(total=last * batch_size, initial=first * batch_size, unit=" clips", disable=not progress) as bar,
@@ -145,6 +151,12 @@ def pretrain(
                 epoch = session.step / per_epoch
                 values = _train_step(session, batch.to(device), epoch, config)
                 session.step += 1
+                moved |= {name for name, value in values.items() if value != 0}
+                idle = sorted(values.keys() - moved)
+                if idle and session.step == first + LOOK:
+                    tqdm.write(
+                        f"{', '.join(idle)}: 0 in each of {LOOK} steps, so nothing is learned from it", sys.stderr
+                    )
                 session.seconds = earlier + time.perf_counter() - start
                 at_epoch_end, epoch_number = session.step % per_epoch == 0, session.step // per_epoch
                 if config.knn_every and at_epoch_end and epoch_number % config.knn_every == 0:

@@ -291,6 +291,7 @@ def test_save_and_load(tmp_path):
     for (name, a), b in zip(system.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert SYSTEMS["stc"] is STC and STC.Config is STCConfig
+    assert STC.from_pretrained(tmp_path).config == system.config  # a run's folder, which keeps it as "model"
 
 
 def test_damaged_checkpoints_are_named(tmp_path):

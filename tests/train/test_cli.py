@@ -16,6 +16,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import slrfast
 from slrfast.systems import SYSTEMS
 from slrfast.train import config
 from slrfast.train.cli import main
@@ -67,6 +68,10 @@ class TestHelp:
         assert main(argv) == (0 if argv else 2)
         out = capsys.readouterr().out
         assert all(word in out for word in ("demo", "pretrain SYSTEM", "evaluate", "info", "examples:"))
+
+    def test_version(self, capsys):
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"slrfast {slrfast.__version__}\n"
 
     @pytest.mark.parametrize("command", ["pretrain stc", "evaluate", "demo", "pretrain"])
     def test_every_command_has_examples(self, capsys, command):

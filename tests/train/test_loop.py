@@ -52,6 +52,18 @@ class TestOrder:
 
 
 class TestRun:
+    def test_a_term_that_is_always_zero_is_pointed_out_once(self, tiny, signs, folder, capsys):
+        system = tiny()
+        step = system.training_step
+
+        def with_idle_terms(batch, generator=None):
+            losses = step(batch, generator)
+            return {**losses, "still": 0 * losses["loss"], "late": losses["loss"] * (system.calls > 9)}
+
+        system.training_step = with_idle_terms
+        pretrain(system, signs, TrainConfig(), folder, progress=False)
+        assert capsys.readouterr().err == "still: 0 in each of 10 steps, so nothing is learned from it\n"
+
     def test_a_run_leaves_a_log_a_checkpoint_and_a_model(self, tiny, signs, folder):
         result = pretrain(tiny(), signs, TrainConfig(), folder, progress=False)
         assert (result.step, result.steps, result.stopped_by) == (12, 12, None)
@@ -117,7 +129,7 @@ class TestRun:
         assert folder.checkpoint.is_file()
 
     def test_fewer_clips_than_a_batch(self, tiny, signs, folder):
-        with pytest.raises(RunError, match="36 usable clips, fewer than one batch of 64; lower batch_size"):
+        with pytest.raises(RunError, match="36 usable clips, fewer than one batch of 64; lower system.batch_size"):
             pretrain(tiny(batch_size=64), signs, TrainConfig(), folder, progress=False)
 
     def test_knn_of_unlabelled_clips_is_refused_before_training(self, tiny, signs, folder):
