@@ -14,7 +14,15 @@ from torch.utils.data import Dataset
 
 from slrfast.data.batch import Clip, PoseBatch
 from slrfast.data.preprocess import PreprocessOptions
-from slrfast.data.sources import Source, check_format, nothing_usable, open_source, several_people, skipped_lines
+from slrfast.data.sources import (
+    Source,
+    check_format,
+    naming_dead_workers,
+    nothing_usable,
+    open_source,
+    several_people,
+    skipped_lines,
+)
 
 
 class ClipDataset(Dataset):
@@ -156,13 +164,14 @@ def read(
     clips: list[Clip] = []
     chosen: list[str] = []
     skipped: list[tuple[str, str]] = []
-    for entry, (xy, confidence, reason) in source.stream(workers=workers, progress=progress):
-        if xy is None or confidence is None:
-            skipped.append((entry.name, reason))
-        else:
-            arrays = torch.from_numpy(xy), torch.from_numpy(confidence)
-            clips.append(Clip(*arrays, entry.label, entry.name, entry.group, split=entry.split))
-            chosen += [reason] if reason else []
+    with naming_dead_workers(source.name, "reading"):
+        for entry, (xy, confidence, reason) in source.stream(workers=workers, progress=progress):
+            if xy is None or confidence is None:
+                skipped.append((entry.name, reason))
+            else:
+                arrays = torch.from_numpy(xy), torch.from_numpy(confidence)
+                clips.append(Clip(*arrays, entry.label, entry.name, entry.group, split=entry.split))
+                chosen += [reason] if reason else []
     if not clips:
         raise nothing_usable(source, skipped)
     if skipped:

@@ -14,7 +14,7 @@ import warnings
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from slrfast.data.sources import (
     Read,
     Source,
     check_format,
+    naming_dead_workers,
     nothing_usable,
     open_source,
     several_people,
@@ -214,7 +215,11 @@ def _write(source: Source, out: Path, plan: dict[str, Any], workers: int, progre
     folder = out.with_name(f"{out.name}.packing")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, DatasetError(f"{folder}: another process is packing into it; wait or stop it")):
-        with _Growing(folder, plan) as growing:
+        if os.path.lexists(out):  # by a call that ended after this one looked
+            with suppress(OSError):
+                folder.rmdir()
+            return _finished(out, plan)
+        with naming_dead_workers(source.name, "reading"), _Growing(folder, plan) as growing:
             for entry, read in source.stream(len(growing.lengths), workers, progress):
                 growing.add(entry, read)
             if not growing.frames:
@@ -301,7 +306,7 @@ class _Growing:
             raise DatasetError(f"{self.folder}: {difference}; delete this folder to start anew")
         for file in self.arrays:
             file.seek(_HEADER)
-        for text in lines[:-1]:
+        for text in lines[:-1][: self.plan["entries"]]:
             line = self._line(text)
             if line is None:
                 break
@@ -321,10 +326,16 @@ class _Growing:
             line = json.loads(text)
             if "skipped" in line:
                 return {"skipped": str(line["skipped"])}
-            size = line["frames"] * line["keypoints"] * self.dtype.itemsize
+            frames, keypoints = line["frames"], line["keypoints"]
+            if type(frames) is not int or type(keypoints) is not int or not isinstance(line.get("note", ""), str):
+                return None
+            known = keypoints in graphs.LAYOUTS and keypoints == (self.keypoints or keypoints)
+            if not known or not 0 < frames <= os.fstat(self.arrays[1].fileno()).st_size:
+                return None
+            size = frames * keypoints * self.dtype.itemsize
             sums = [zlib.crc32(file.read(size * values)) for file, values in zip(self.arrays, (2, 1), strict=True)]
             return line if sums == line["crc32"] else None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
     def skipped(self, entries: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -377,8 +388,11 @@ class _Growing:
 
 
 def _appending(path: Path) -> FileIO:
-    """A file to read and to append to, made if missing; unbuffered, so that a kill loses nothing that was written."""
-    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    """A file to read and to append to, made if missing; unbuffered, so that a kill loses nothing that was written.
+
+    What lies there as a link is refused: it would have another file cut off.
+    """
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+")
 
 
 def _write_all(file: FileIO, data: bytes | memoryview) -> None:
@@ -403,7 +417,7 @@ def _difference(first: bytes, plan: dict[str, Any]) -> str:
         before, now = began["preprocess"] or {}, plan["preprocess"] or {}
         pairs = {"dtype": (began["dtype"], plan["dtype"])}
         pairs |= {key: (before.get(key), now.get(key)) for key in {**before, **now}}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{JOURNAL} is damaged"
     for name, (old, new) in pairs.items():
         if old != new:

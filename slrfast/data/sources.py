@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from slrfast.errors import DatasetError, PoseFileError, one_line
 
 _LISTED, _CHUNK = 10, 16
 MAX_CLASSES = 1_000_000
+COLUMNS = ("path", "label", "split", "group")
 _UNANNOTATED = "a split names it, but it has no annotation"
 
 Read = tuple[np.ndarray | None, np.ndarray | None, str]
@@ -80,23 +84,18 @@ class Source:
         )
         entries = iter(self.entries[first:])
         bar = tqdm(None, "reading poses", len(self.entries), initial=first, unit=" clips", disable=not progress)
-        try:
-            with bar:
-                for reads in loader:
-                    for read in reads:
-                        yield next(entries), read
-                        bar.update()
-        except RuntimeError as error:  # the loader's word for a worker that was killed
-            if not workers:
-                raise
-            raise DatasetError(f"{self.name}: a reading process ended ({str(error).splitlines()[0]})") from error
+        with bar:
+            for reads in loader:
+                for read in reads:
+                    yield next(entries), read
+                    bar.update()
 
 
 def open_source(
     source: str | os.PathLike,
     format: str = "auto",
     split: str | None = None,
-    columns: Sequence[str] = ("path", "label", "split", "group"),
+    columns: Sequence[str] = COLUMNS,
     options: PreprocessOptions | None = None,
 ) -> Source:
     """List the clips of a folder, a CSV index with these columns (path, label, split, group) or a cache of videos.
@@ -132,6 +131,21 @@ def files(
     if not entries:
         raise DatasetError(f"{name}: there are no pose files")
     return Source(name, entries, class_names, _Reader(entries, format, options), content)
+
+
+@contextmanager
+def naming_dead_workers(name: str, kind: str) -> Iterator[None]:
+    """A worker that is killed becomes one sentence.
+
+    DataLoader raises its RuntimeError from a signal handler: anywhere in the code that uses its batches, which is why
+    that, and not only the loader, belongs inside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DatasetError(f"{name}: a {kind} process ended ({str(error).splitlines()[0].rstrip(' .')})") from error
 
 
 def stamp(path: Path) -> str:
@@ -174,6 +188,23 @@ def _as_is(item: Any) -> Any:
 def _leave_signals_to_parent(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; only the parent answers, and its workers end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """In a loader's worker: end it when its parent is killed.
+
+    DataLoader's own watch leaves its loop then, but the process stays for ever if what it read last is larger than the
+    pipe holds: nobody takes it, and the worker, which has both ends open, waits for that.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Reader(Dataset):
@@ -288,6 +319,10 @@ def _array(value: object) -> np.ndarray | None:
 def _from_index(path: Path, columns: Sequence[str], split: str | None) -> tuple[list[Entry], list[str]]:
     path_column, label_column, split_column, group_column = columns
     rows = read_csv(path, [path_column] + ([split_column] if split is not None else []))
+    for column, usual in zip(columns, COLUMNS, strict=True):  # what somebody has named is meant to be there
+        if rows and column != usual and column not in rows[0]:
+            found = ", ".join(repr(name) for name in list(rows[0])[:8])
+            raise DatasetError(f"{path}: the column {column!r} is missing, found {found}")
     labels = [(row.get(label_column) or "").strip() for row in rows]
     label_of, class_names = number_labels(labels)
     splits = sorted({row.get(split_column) or "" for row in rows})
@@ -317,7 +352,9 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
         raise DatasetError(f"{path}: is no index file of comma-separated values ({error})") from error
     for column in required:
         if column not in names:
-            raise DatasetError(f"{path}: the column {column!r} is missing, found {', '.join(map(repr, names[:8]))}")
+            raise DatasetError(
+                f"{path}: the column {column!r} is missing, found {', '.join(map(repr, names[:8])) or 'none'}"
+            )
         for i, row in enumerate(rows):
             if not row[column]:
                 raise DatasetError(f"{path}: row {i + 1} has nothing in column {column!r}")

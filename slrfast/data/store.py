@@ -14,13 +14,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import stat
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -41,6 +44,7 @@ INDEX: dict[str, np.dtype] = {
 FRAMES = ("xy.npy", "confidence.npy")
 FORMAT, VERSION = "slrfast packed poses", 1
 DTYPES = ("float32", "float16")
+_MAX_JSON, _MAX_HEADER = 1 << 31, 1 << 14
 _KINDS = {
     "clips": int, "frames": int, "keypoints": int, "dtype": str, "class_names": list, "digest": str,
 }  # fmt: skip
@@ -62,13 +66,25 @@ def digest(folder: Path, metadata: Mapping[str, Any]) -> str:
     told = {key: value for key, value in metadata.items() if key != "digest"}
     total = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in (*INDEX, CLIPS):
-        total.update(hashlib.sha256(_bytes(folder / name)).digest())
+        part = hashlib.sha256()
+        with _reading(folder / name) as file:
+            while data := file.read(1 << 20):
+                part.update(data)
+        total.update(part.digest())
     return total.hexdigest()
 
 
-def _bytes(path: Path) -> bytes:
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    """A file of the store, open; DatasetError if there is none, or it is a pipe or a device, which may have no end."""
     try:
-        return path.read_bytes()
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DatasetError(f"{path}: cannot be read (it is a pipe or a device)")
+            if path.suffix == ".json" and status.st_size > _MAX_JSON:
+                raise DatasetError(f"{path}: is damaged (it has {status.st_size} bytes)")
+            yield file
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -271,10 +287,11 @@ def _reopen(path: str, wanted: str, rows: np.ndarray | None, skipped: list[tuple
 def _open(folder: Path) -> _Contents:
     metadata = _metadata(folder)
     clips, frames, keypoints = metadata["clips"], metadata["frames"], metadata["keypoints"]
+    shapes = {"offsets.npy": (clips + 1,), "label.npy": (clips,), "crc32.npy": (clips, 2)}
+    index = [_map(folder / name, shapes[name], dtype) for name, dtype in INDEX.items()]  # of this size, so not endless
     if digest(folder, metadata) != metadata["digest"]:
         raise DatasetError(f"{folder}: {METADATA}, {CLIPS} or an index array was altered; pack the source again")
-    shapes = {"offsets.npy": (clips + 1,), "label.npy": (clips,), "crc32.npy": (clips, 2)}
-    offsets, label, crc32 = (np.array(_map(folder / name, shapes[name], dtype)) for name, dtype in INDEX.items())
+    offsets, label, crc32 = map(np.array, index)
     if offsets[0] != 0 or offsets[-1] != frames or (np.diff(offsets) < 1).any():
         raise DatasetError(f"{folder / 'offsets.npy'}: must rise from 0 to the {frames} frames, one or more per clip")
     if label.min() < -1 or label.max() >= len(metadata["class_names"]):
@@ -313,9 +330,12 @@ def _metadata(folder: Path) -> dict[str, Any]:
     metadata = _json(folder / METADATA)
     if metadata.get("format") != FORMAT:
         raise DatasetError(f"{folder / METADATA}: was not written by slrfast pack")
-    if metadata.get("version") != VERSION:
-        found = str(metadata.get("version"))[:20]
-        raise DatasetError(f"{folder}: is a store of version {found}, this slrfast reads version {VERSION}; pack again")
+    found = metadata.get("version")
+    if type(found) is not int or found != VERSION:
+        remedy = "update slrfast or pack again" if type(found) is int and found > VERSION else "pack again"
+        raise DatasetError(
+            f"{folder}: is a store of version {str(found)[:20]}, this slrfast reads version {VERSION}; {remedy}"
+        )
     for key, kind in _KINDS.items():
         if type(metadata.get(key)) is not kind:
             raise DatasetError(f"{folder / METADATA}: {key!r} must be {kind.__name__}, got {metadata.get(key)!r:.40}")
@@ -328,7 +348,8 @@ def _metadata(folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content = _bytes(path)
+    with _reading(path) as file:
+        content = file.read()
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -351,20 +372,23 @@ def _options(folder: Path, told: Any) -> PreprocessOptions | None:
     if told is None:
         return None
     try:
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in dict(told).items()}
+        if not isinstance(told, dict):
+            raise TypeError(f"a {type(told).__name__}")
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
         return PreprocessOptions(**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DatasetError(f"{folder / METADATA}: has pre-processing options of another kind ({error})") from error
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An .npy file, mapped so that its pages are shared, and what is written to the array stays in this process."""
     try:
-        with open(path, "rb") as file:
-            major, _ = npy.read_magic(file)
-            read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
-            found, fortran, kind = read(file)
-            start, size = file.tell(), os.fstat(file.fileno()).st_size
+        with _reading(path) as file:
+            head, size = io.BytesIO(file.read(_MAX_HEADER)), os.fstat(file.fileno()).st_size
+        major, _ = npy.read_magic(head)
+        read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
+        found, fortran, kind = read(head)
+        start = head.tell()
         if (found, fortran, kind) != (shape, False, dtype):
             raise DatasetError(f"{path}: must hold {dtype} {list(shape)}, got {kind} {list(found)}")
         needed = start + int(np.prod(shape, dtype=object)) * dtype.itemsize
@@ -374,9 +398,9 @@ def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.asarray(np.memmap(path, dtype, "c", start, shape))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        if isinstance(error, DatasetError):
-            raise
+    except DatasetError:
+        raise
+    except Exception as error:  # a header is an expression, and parsing a hostile one raises nearly anything
         raise DatasetError(f"{path}: is no .npy file ({' '.join(str(error).split())[:80]})") from error
 
 

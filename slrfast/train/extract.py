@@ -58,11 +58,16 @@ def extract(argv: Sequence[str]) -> int:
     parser.add_argument("--mode", type=Literal[MODES], default="balanced", help="size of rtmlib's default models")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or what else the backend knows")
     parser.add_argument("--format", type=Literal[tuple(SUFFIX)], default="npz", help="npz, or MMPose 1.x json")
+    parser.add_argument(
+        "--timeout", type=float, default=300, help="seconds without a new frame that mean a hang, 0: none"
+    )
     parser.add_argument("--preview", type=bool, default=True, help="a picture for every video")
     parser.add_argument("--overwrite", action="store_true", help="replace pose files that are there already")
     parser.add_json()
     options = parser.read(argv)
     say = speaker(options.json)
+    if not 0 <= options.timeout < 1e6:
+        raise RunError(f"--timeout must be 0 or more seconds, got {options.timeout:g}")
     out, tally, began = Path(options.out), _Tally(), time.perf_counter()
     jobs, refused = _jobs(options.video, out, options.format)
     for video, reason in refused:
@@ -72,8 +77,9 @@ def extract(argv: Sequence[str]) -> int:
     interrupted = False
     if pending:
         names = ("python", "det", "pose", "det_weights", "pose_weights", "mode", "device")
+        settings = {name: options[name] for name in names} | {"timeout": options.timeout or None}
         try:
-            with Extractor(options.backend, **{name: options[name] for name in names}) as extractor:
+            with Extractor(options.backend, **settings) as extractor:
                 versions = ", ".join(f"{name} {version}" for name, version in extractor.versions.items())
                 say(f"extract: {len(pending)} videos to go, {tally.there} there already; {versions}")
                 _run(extractor, pending, options.format, options.preview, tally, say)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slrfast.data import ClipDataset, PoseBatch
+from slrfast.data.sources import end_with_parent
 from slrfast.errors import SlrfastError
 
 
@@ -68,3 +69,4 @@ def _leave_signals_to_trainer(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal, but only the training process decides when to stop its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()

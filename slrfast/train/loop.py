@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from slrfast import checks
 from slrfast.data import PoseBatch
+from slrfast.data.sources import naming_dead_workers
 from slrfast.errors import CheckpointError, SlrfastError
 from slrfast.train.checkpoint import load_checkpoint, save_checkpoint
 from slrfast.train.config import RunError, TrainConfig, choose_device
@@ -105,6 +106,7 @@ def pretrain(
         RunError: fewer clips than one batch, an unknown device, or another process is training in the folder.
         TrainingDiverged: a loss is not finite (the message names step and term).
         CheckpointError: a checkpoint cannot be written, or read to resume.
+        DatasetError: a clip cannot be read, or a loader process was killed; the last checkpoint stands.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     batch_size, epochs = system.config.batch_size, system.config.epochs
@@ -143,6 +145,7 @@ def pretrain(
         reason = None
         moved = {"learning_rate"}
         with (
+            naming_dead_workers("pretrain", "loader"),
             RunLog(folder, first) as log,
             tqdm(total=last * batch_size, initial=first * batch_size, unit=" clips", disable=not progress) as bar,
         ):

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from slrfast import ops
-from slrfast.data import Clip, PreprocessOptions, load_pose, preprocess
+from slrfast.data import Clip, Pose, PoseStore, PreprocessOptions, load_pose, looks_packed, preprocess
 from slrfast.data.formats import FORMATS
 from slrfast.errors import PoseFileError
 from slrfast.files import replacing
@@ -39,7 +39,8 @@ def view(argv: Sequence[str]) -> int:
         "enlarged from their boxes, the motion of MASA as arrows, the frames that MASA would mask shaded.",
         ["view clip.pose", "view clip.json --size [640,480] --out clip.gif", "view clip.npz --frames 16 --masks false"],
     )
-    parser.add_argument("file", type=str, help="a pose file")
+    parser.add_argument("file", type=str, help="a pose file, or a packed store with --clip")
+    parser.add_argument("--clip", type=str, help="name or number of the clip, if FILE is a packed store")
     parser.add_argument("--out", type=str, help="PNG or GIF to write (default: the file's name with .png, here)")
     parser.add_argument("--format", type=str, default="auto", help=f"auto, {', '.join(FORMATS)}")
     parser.add_argument("--frames", type=int, default=8, help="frames of the strip, evenly spread")
@@ -59,22 +60,27 @@ def view(argv: Sequence[str]) -> int:
         raise RunError("--frames must be at least 1, --interval at least 0, --fps in (0, 100]")
     try:
         preprocessing = PreprocessOptions(**options.preprocess.as_dict())
-        pose = load_pose(options.file, options.format, size=options.size or preprocessing.size)
-    except PoseFileError:
-        raise
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
-    clip = preprocess(pose, preprocessing)
+    stored = looks_packed(options.file)
+    if (options.clip is not None) != stored:
+        raise RunError("--clip names a clip of a packed store, and only of one; give it the clip's name or number")
+    pose, clip = _from_store(options, preprocessing) if stored else _from_file(options, preprocessing)
+    if clip.xy.shape[1] != 49:
+        raise RunError(f"only layout 49 can be drawn, got {clip.xy.shape[1]}; leave --preprocess.layout out")
     motion, masked = _motion(clip, options.interval, options.seed)
     shaded = masked if options.masks else np.zeros_like(masked)
-    title = f"{one_line(Path(options.file).name)[-60:]}: {clip.num_frames} of {pose.num_frames} frames show a hand"
+    shown = clip.name if pose is None else Path(options.file).name
+    count = f"{clip.num_frames} frames" if pose is None else f"{clip.num_frames} of {pose.num_frames} frames"
+    title = f"{one_line(shown)[-60:]}: {count} show a hand"
     if out.suffix.lower() == ".png":
         _strip(clip, motion, shaded, title, options.frames, out)
     else:
-        _animation(clip, motion, shaded, title, options.fps or pose.fps or 25.0, out)
+        _animation(clip, motion, shaded, title, options.fps or (pose and pose.fps) or 25.0, out)
     facts = {
-        "file": options.file, "picture": str(out), "layout": pose.layout, "people": pose.num_people,
-        "frames": pose.num_frames, "frames_with_hands": clip.num_frames, "masked_frames": int(masked.sum()),
+        "file": options.file, "picture": str(out), **({"clip": clip.name} if pose is None else {
+            "layout": pose.layout, "people": pose.num_people, "frames": pose.num_frames,
+        }), "frames_with_hands": clip.num_frames, "masked_frames": int(masked.sum()),
         **{f"{name}_seen": _share(clip, part) for name, part in (("right", slice(0, 21)), ("left", slice(21, 42)))},
     }  # fmt: skip
     say(title)
@@ -84,6 +90,27 @@ def view(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(facts))
     return 0
+
+
+def _from_file(options: Any, preprocessing: PreprocessOptions) -> tuple[Pose, Clip]:
+    try:
+        pose = load_pose(options.file, options.format, size=options.size or preprocessing.size)
+    except PoseFileError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
+    return pose, preprocess(pose, preprocessing)
+
+
+def _from_store(options: Any, preprocessing: PreprocessOptions) -> tuple[None, Clip]:
+    """The clip of a store by its name, else by its number from 0 on."""
+    store = PoseStore(options.file, options=None if preprocessing == PreprocessOptions() else preprocessing)
+    names, wanted = store.names, options.clip
+    if wanted in names:
+        return None, store[names.index(wanted)]
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 18 and int(wanted) < len(store):
+        return None, store[int(wanted)]
+    raise RunError(f"{options.file}: has no clip {wanted!r}; its {len(store)} clips begin with {names[0]!r}")
 
 
 def _share(clip: Clip, part: slice) -> float:

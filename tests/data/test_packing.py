@@ -451,6 +451,15 @@ def test_a_killed_reader_is_one_sentence(tmp_path, signs):
     same_clips(pack(Stopping(signs, -1, None), tmp_path / "store"), signs)
 
 
+@pytest.mark.parametrize("column", ["label", "split", "group"])
+def test_a_column_that_was_named_must_be_there(tmp_path, signs, column):
+    signs.save(tmp_path / "poses")
+    (tmp_path / "index.csv").write_text("path,kind\nposes/sign00/000.npz,a\n")
+    with pytest.raises(DatasetError, match="index.csv: the column 'knid' is missing, found 'path', 'kind'"):
+        pack(tmp_path / "index.csv", tmp_path / "store", **{f"{column}_column": "knid"})
+    assert len(pack(tmp_path / "index.csv", tmp_path / "store", **{f"{column}_column": "kind"})) == 1
+
+
 def test_unknown_values_are_refused(tmp_path, signs):
     with pytest.raises(ValueError, match="pack: dtype must be one of 'float32', 'float16', got 'float64'"):
         pack(signs, tmp_path / "store", dtype="float64")

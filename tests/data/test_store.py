@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 
@@ -293,7 +294,11 @@ def clips(**values):
 @pytest.mark.parametrize(
     ("change", "metadata", "message"),
     [
-        (None, {"version": 2}, "is a store of version 2, this slrfast reads version 1; pack again"),
+        (None, {"version": 2}, "is a store of version 2, this slrfast reads version 1; update slrfast or pack again"),
+        (None, {"version": 0}, "is a store of version 0, this slrfast reads version 1; pack again"),
+        (None, {"version": float("nan")}, "is a store of version nan, this slrfast reads version 1; pack again"),
+        (None, {"preprocess": [["layout", 49]]}, "has pre-processing options of another kind .a list"),
+        (None, {"preprocess": {"hand_threshold": 10**400}}, "has pre-processing options of another kind"),
         (None, {"clips": "12"}, "'clips' must be int, got '12'"),
         (None, {"clips": True}, "'clips' must be int, got True"),
         (None, {"clips": 0}, "says 0 clips of dtype float32"),
@@ -328,3 +333,35 @@ def test_hostile_stores_get_one_sentence(copy, change, metadata, message):
     with pytest.raises(DatasetError, match=message) as error:
         PoseStore(copy)
     assert "\n" not in str(error.value) and str(copy) in str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_without_an_end_are_refused_at_once(copy, name):
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (copy / name).unlink()
+        make(copy / name)
+        with pytest.raises(DatasetError, match=f"{name}.*(cannot be read .it is a pipe or a device|is missing)"):
+            PoseStore(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_enormous_files_are_refused_by_their_size(copy, name):
+    with open(copy / name, "ab") as file:
+        file.truncate(1 << 42)  # sparse: 4 TiB that take no room
+    with pytest.raises(DatasetError, match=f"{name}: is (altered|damaged)[ ,(]+it has {1 << 42} bytes"):
+        PoseStore(copy)
+
+
+@pytest.mark.parametrize("name", (*FRAMES, *INDEX))
+@pytest.mark.parametrize(
+    "header",
+    [b"(" * 9000, b"'''", b"-" * 9000 + b"1", b"{[]: 1}", b"\0", b"\xff" * 50, b"{'descr': [], 'shape': ()}"],
+)
+def test_hostile_headers_get_one_sentence(copy, name, header):
+    for version, size in ((1, 2), (2, 4), (3, 4)):
+        for length in (len(header), 256**size - 1):
+            start = b"\x93NUMPY" + bytes((version, 0)) + length.to_bytes(size, "little")
+            rewrite(copy, lambda folder: (folder / name).write_bytes(start + header))  # noqa: B023
+            with pytest.raises(DatasetError, match=f"{name}: is no .npy file") as error:
+                PoseStore(copy)
+            assert "\n" not in str(error.value)

@@ -128,6 +128,17 @@ def test_bad_videos_are_named_and_do_not_stop_the_others(folder, capsys):
     assert f"warning: {folder}/videos/b/short.mp4: only 2 of 50 frames could be decoded" in lines
 
 
+def test_a_video_that_hangs_is_named_and_the_others_are_read(folder, capsys):
+    video(folder / "videos" / "a" / "hang.mp4", event="hang")
+    assert run(folder, "--timeout", "2", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    reason = "the decoder or detector hangs after frame 1: nothing came from it for 2 s (--timeout)"
+    assert told["failed"] == [[f"{folder}/videos/a/hang.mp4", reason]] and told["videos"] == 3
+    for wrong in ("-1", "1e9"):
+        with pytest.raises(RunError, match="--timeout must be 0 or more seconds"):
+            run(folder, f"--timeout={wrong}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from slrfast.data import Pose, SyntheticSigns, load_pose
+from slrfast.data import Pose, SyntheticSigns, load_pose, pack
 from slrfast.data.formats import FORMATS
 from slrfast.errors import PoseFileError
 from slrfast.train.config import RunError
@@ -93,6 +93,8 @@ def test_default_name(file, tmp_path, monkeypatch):
         (["--fps", "0"], "--fps in"),
         (["--format", "odd"], "format must be 'auto' or one of"),
         (["--preprocess.min_visible", "99"], "min_visible must be"),
+        (["--preprocess.layout", "133"], "only layout 49 can be drawn, got 133"),
+        (["--clip", "0"], "--clip names a clip of a packed store, and only of one"),
     ],
 )
 def test_wrong_options(file, arguments, message):
@@ -117,3 +119,22 @@ def test_the_choice_of_masked_frames_follows_the_seed(file, tmp_path, capsys):
     before = torch.random.get_rng_state()
     view([str(file), "--out", str(tmp_path / "a.png")])
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_clip_of_a_store(tmp_path, capsys):
+    signs = SyntheticSigns(num_classes=2, clips_per_class=2)
+    store = pack(signs, tmp_path / "store")
+    pictures = []
+    for clip in ("2", store.names[2]):
+        out = tmp_path / "a.png"
+        assert view([str(store.path), "--clip", clip, "--out", str(out), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["clip"] == store.names[2] and facts["frames_with_hands"] == store[2].num_frames
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[1]
+    assert view([str(store.path), "--clip", "0", "--out", str(tmp_path / "a.gif")]) == 0
+    for clip in ("4", "nobody", "-1"):
+        with pytest.raises(RunError, match=f"store: has no clip '{clip}'; its 4 clips begin with"):
+            view([str(store.path), f"--clip={clip}"])
+    with pytest.raises(RunError, match="--clip names a clip of a packed store"):
+        view([str(store.path)])

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,11 +24,27 @@ from slrfast.data.pose import Pose
 from slrfast.errors import PoseFileError, SlrfastError
 
 _SETTINGS = {"PYTHONUNBUFFERED": "1", "GLOG_minloglevel": "2", "TF_CPP_MIN_LOG_LEVEL": "2", "OPENCV_LOG_LEVEL": "ERROR"}
+_LONGEST_LINE = 1 << 16
 _OWN = ("PYTHONPATH", "PYTHONHOME")  # of this environment, not of the detector's
 
 
 class ExtractionError(SlrfastError, ValueError):
     """No keypoints can be extracted from any video; the message is one sentence with what to do."""
+
+
+class _Silent(Exception):
+    """The process has not answered for too long."""
+
+
+def _listen(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
+    """Pass on the lines of a process, None for their end or a line that is none; a thread, so that waiting can end."""
+    with stream:
+        try:
+            while (line := stream.readline(_LONGEST_LINE)).endswith("\n"):
+                lines.put(line)
+        except (OSError, ValueError):
+            pass
+        lines.put(None)
 
 
 class Extracted(NamedTuple):
@@ -53,8 +74,10 @@ class Extractor:
         det_weights, pose_weights: checkpoints for configs (mmpose).
         mode: of rtmlib's default models: "lightweight", "balanced" or "performance".
         device: "auto", or as the backend names it.
+        timeout: seconds without a new frame after which the process counts as hanging and is ended; while it loads its
+            models, what it prints about a download counts as life. None waits for ever.
     Raises:
-        ExtractionError: on entering: the backend is not installed there, cannot load or download its models.
+        ExtractionError: on entering: the backend is not installed there, hangs, cannot load or download its models.
 
     >>> with Extractor("rtmlib", pose="nowhere.onnx") as extractor:
     ...     extractor.read("signs.mp4").pose.layout
@@ -73,9 +96,14 @@ class Extractor:
         pose_weights: str | None = None,
         mode: str = "balanced",
         device: str = "auto",
+        timeout: float | None = 300.0,
     ) -> None:
         checks.choice("Extractor", tuple(BACKENDS), backend=backend)
         checks.choice("Extractor", MODES, mode=mode)
+        if timeout is not None:
+            checks.positive("Extractor", timeout=timeout)
+            checks.require(timeout <= threading.TIMEOUT_MAX, "Extractor", "timeout", "be None or some days", timeout)
+        self.timeout = timeout
         self.backend, self.python = backend, str(python or sys.executable)
         self.options: dict[str, Any] = {
             "det": det, "pose": pose, "det_weights": det_weights, "pose_weights": pose_weights,
@@ -85,6 +113,7 @@ class Extractor:
         self._process: subprocess.Popen[str] | None = None
         self._scratch: tempfile.TemporaryDirectory | None = None
         self._log: IO[bytes] | None = None
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Extractor:
         files = ["det_weights", "pose_weights", *(["det", "pose"] if BACKENDS[self.backend].own_files else [])]
@@ -109,30 +138,39 @@ class Extractor:
         """The people in a video; ``on_frame(frames so far, frames in all or 0)`` is called now and then.
 
         Raises:
-            PoseFileError: the video cannot be decoded, has no frames or shows nobody, or the detector died of it.
+            PoseFileError: the video cannot be decoded, has no frames or shows nobody, or the detector dies of it or
+                hangs.
             ExtractionError: the detector cannot be started again.
         """
         path = Path(video)
         try:
-            if path.stat().st_size == 0:
-                raise PoseFileError(video, "is empty")
+            status = path.stat()
         except OSError as error:
             raise PoseFileError(video, f"cannot be opened: {error.strerror}") from error
-        if not path.is_file():
+        if not stat.S_ISREG(status.st_mode):
             raise PoseFileError(video, "is not a file")
+        if status.st_size == 0:
+            raise PoseFileError(video, "is empty")
         if self._process is None:
             self._start()
         assert self._scratch is not None
         out = Path(self._scratch.name) / "video.npz"
         out.unlink(missing_ok=True)
         self._ask({"video": self._plain(path), "out": str(out)})
+        frames = 0
         while True:
-            answer = self._answer()
+            try:
+                answer = self._answer()
+            except _Silent:
+                self._stop()
+                reason = f"the decoder or detector hangs after frame {frames}: {self._silence()}"
+                raise PoseFileError(video, reason) from None
             if answer is None:
                 reason = f"the detector's process ended {self._ending()}"
                 self._stop()
                 raise PoseFileError(video, reason)
             if "frame" in answer:
+                frames = answer["frame"]
                 if on_frame is not None:
                     on_frame(answer["frame"], answer["of"])
             elif "failed" in answer:
@@ -162,7 +200,12 @@ class Extractor:
             )
         except OSError as error:
             raise ExtractionError(f"--python {self.python}: cannot be run ({error.strerror})") from error
-        answer = self._answer()
+        self._lines = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(self._process.stdout, self._lines), daemon=True).start()
+        try:
+            answer = self._answer(starting=True)
+        except _Silent:
+            raise ExtractionError(f"{self.backend} hangs while it starts: {self._silence()}") from None
         if answer is None:
             ending = self._ending()
             raise ExtractionError(f"{self.backend} does not start with {self.python}: its process ended {ending}")
@@ -184,14 +227,28 @@ class Extractor:
         except BrokenPipeError:  # it is dead, and its answers will end
             pass
 
-    def _answer(self) -> dict[str, Any] | None:
-        """The next answer; None if the process ended or what it says makes no sense."""
-        assert self._process is not None and self._process.stdout is not None
+    def _answer(self, starting: bool = False) -> dict[str, Any] | None:
+        """The next answer; None if the process ended or what it says makes no sense; _Silent if it says nothing."""
+        assert self._log is not None
+        since, logged = time.monotonic(), 0
+        while True:
+            try:
+                line = self._lines.get(timeout=None if self.timeout is None else min(self.timeout, 1.0))
+                break
+            except queue.Empty:
+                size = os.fstat(self._log.fileno()).st_size
+                if starting and size > logged:
+                    since, logged = time.monotonic(), size
+                if time.monotonic() - since >= (self.timeout or 0):
+                    raise _Silent from None
         try:
-            answer = json.loads(self._process.stdout.readline())
+            answer = json.loads(line or "")
         except ValueError:
             return None
         return answer if isinstance(answer, dict) else None
+
+    def _silence(self) -> str:
+        return f"nothing came from it for {self.timeout:g} s (--timeout)"
 
     def _ending(self) -> str:
         """How the process ended, with the last thing it said."""
@@ -209,14 +266,15 @@ class Extractor:
 
     def _stop(self) -> None:
         if self._process is not None:
+            if hasattr(os, "killpg") and self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)  # and whatever it has started, as its session's leader
             self._process.kill()
             self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    try:
-                        stream.close()
-                    except BrokenPipeError:
-                        pass
+            if self._process.stdin is not None:
+                try:
+                    self._process.stdin.close()
+                except BrokenPipeError:
+                    pass
         if self._log is not None:
             self._log.close()
         self._process = self._log = None

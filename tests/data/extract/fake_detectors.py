@@ -2,10 +2,12 @@
 
 A fake video is a line of text: ``VIDEO <frames> <frames it claims> <width> <height> [event]``. In every frame there are
 two people; keypoint k of person p of frame t is at (100 p + t + k / 1000, 50 + 13 k mod 60), with confidence
-1 / (p + 1). The events are "nobody", "grow" (frames change their size), "crash" (the process dies) and "raise".
+1 / (p + 1). The events are "nobody", "grow" (frames change their size), "crash" (the process dies), "raise",
+"hang" (the detector, at frame 1) and "stall" (the decoder, at frame 1).
 """
 
 CV2 = """
+import time
 import numpy as np
 CAP_PROP_FRAME_COUNT, CAP_PROP_FPS, INTER_AREA = 7, 5, 3
 class VideoCapture:
@@ -23,8 +25,11 @@ class VideoCapture:
     def read(self):
         if self.at == self.frames:
             return False, None
+        while self.event == "stall" and self.at == 1:
+            time.sleep(1)
         frame = np.zeros((self.height + (self.event == "grow") * self.at, self.width, 3), np.uint8)
-        frame[0, 0] = self.at, {"": 0, "grow": 0, "nobody": 1, "crash": 2, "raise": 3}[self.event], 0
+        frame[0, 0] = self.at, ["", "nobody", "crash", "raise", "hang"].index(
+            self.event if self.event not in ("grow", "stall") else ""), 0
         self.at += 1
         return True, frame
     def release(self):
@@ -34,6 +39,7 @@ def resize(image, size, interpolation):
 """
 PEOPLE = """
 import os
+import time
 import numpy as np
 def people(frame, count):
     t, event = int(frame[0, 0, 0]), int(frame[0, 0, 1])
@@ -42,6 +48,8 @@ def people(frame, count):
         os.kill(os.getpid(), 11)
     if event == 3:
         raise ValueError("a network\\\\nthat fails")
+    while event == 4 and t == 1:
+        time.sleep(1)
     if event == 1:
         return np.zeros((0, count, 2)), np.zeros((0, count))
     xy = np.zeros((2, count, 2))
@@ -50,8 +58,17 @@ def people(frame, count):
     return xy, np.ones((2, count)) / np.array([[1], [2]])
 """
 RTMLIB = """
-import os, types
+import os, subprocess, sys, time, types
 from fake_people import people
+while os.environ.get("FAKE") == "hang":
+    time.sleep(1)
+if os.environ.get("FAKE") == "download":
+    for _ in range(4):
+        time.sleep(0.7)
+        print("some more bytes", file=sys.stderr)
+if os.environ.get("FAKE_CHILD"):
+    child = subprocess.Popen(["sleep", "100"])
+    open(os.environ["FAKE_CHILD"], "w").write(str(child.pid))
 __version__ = "9.9"
 class Wholebody:
     MODE = {"balanced": {"det": "http://det", "det_input_size": (640, 640),

@@ -1,7 +1,10 @@
 """Detectors in processes of their own: what they give, and what is said when they do not."""
 
 import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,15 +85,87 @@ def test_videos_that_give_nothing_are_named_and_the_next_one_is_read(tmp_path, d
         assert extractor.read(video(tmp_path / "good.mp4")).pose.num_frames == 3
 
 
+@pytest.mark.parametrize("event", ["hang", "stall"])
+def test_what_hangs_is_ended_and_named_and_the_next_one_is_read(tmp_path, detectors, event):
+    with Extractor(timeout=1) as extractor:
+        assert extractor._process is not None
+        process = extractor._process.pid
+        with pytest.raises(PoseFileError) as raised:
+            extractor.read(video(tmp_path / "bad.mp4", event=event))
+        assert raised.value.reason == (
+            "the decoder or detector hangs after frame 1: nothing came from it for 1 s (--timeout)"
+        )
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+        extractor.timeout = 60
+        assert extractor.read(video(tmp_path / "good.mp4")).pose.num_frames == 3
+
+
+def test_a_detector_that_hangs_while_it_starts(detectors, monkeypatch):
+    monkeypatch.setenv("FAKE", "hang")
+    with pytest.raises(ExtractionError, match="^rtmlib hangs while it starts: nothing came from it for 1 s"):
+        Extractor(timeout=1).__enter__()
+
+
+def test_a_download_that_goes_on_is_no_hang(detectors, monkeypatch):
+    monkeypatch.setenv("FAKE", "download")
+    with Extractor(timeout=2.2) as extractor:  # of 2.8 s, with a line every 0.7 s
+        assert extractor.versions
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), 1e12, "1"])
+def test_time_limits_that_are_none(timeout):
+    with pytest.raises((TypeError, ValueError), match="^Extractor: timeout must "):
+        Extractor(timeout=timeout)
+
+
+def _gone(pid):
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_what_a_detector_has_started_ends_with_it(tmp_path, detectors, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", str(tmp_path / "child"))
+    with Extractor():
+        child = int((tmp_path / "child").read_text())
+        os.kill(child, 0)
+    assert _gone(child)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_hanging_detector_ends_when_its_extractor_is_killed(tmp_path, detectors):
+    clip = video(tmp_path / "clip.mp4", event="hang")
+    code = (
+        "import sys; from slrfast.data.extract import Extractor; extractor = Extractor().__enter__();"
+        "print(extractor._process.pid, flush=True); extractor.read(sys.argv[1])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(clip)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        time.sleep(0.5)
+        parent.kill()
+    assert _gone(worker)
+
+
 def test_files_that_are_no_videos(tmp_path, detectors):
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.mp4").write_text("hello")
     (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
     with Extractor() as extractor:
         for name, reason in {
             "empty.mp4": "is empty",
             "text.mp4": "cannot be decoded as a video",
             "folder.mp4": "is not a file",
+            "pipe.mp4": "is not a file",
             "none.mp4": "cannot be opened: No such file or directory",
         }.items():
             with pytest.raises(PoseFileError) as raised:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 
 MAX_FRAMES = 100_000
@@ -26,6 +27,7 @@ class Unreadable(Exception):
 def serve(open_detector) -> None:
     """Answer until stdin ends. ``open_detector(options)`` gives an object with ``versions``, ``start()`` for a new
     video and ``detect(BGR frame) -> (positions [P, V, 2] in pixels, confidences [P, V])``."""
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -57,6 +59,13 @@ def serve(open_detector) -> None:
             tell(failed="the detector stopped with " + describe(error))
         else:
             tell(done=frames)
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent was killed, also where a decoder or a network hangs."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def describe(error: Exception) -> str:
