@@ -18,7 +18,7 @@ import torch
 from slrfast import checks, graphs
 from slrfast.data.batch import Clip
 from slrfast.data.crop import crop_normalise, hand_boxes
-from slrfast.data.pose import UNITS, Pose, image_size, joint_indices
+from slrfast.data.pose import GIVE_SIZE, UNITS, Pose, image_size, joint_indices
 from slrfast.errors import PoseFileError
 
 _SIDES = ("right", "left")
@@ -142,7 +142,7 @@ def select(pose: Pose, options: PreprocessOptions) -> Selected:
     """Choose the person, the frames and the layout's joints; PoseFileError as :func:`preprocess` names them."""
     size = pose.size or image_size(pose.path, options.size)
     if size is None:
-        raise PoseFileError(pose.path, "the file does not name the image size; give size=(width, height)")
+        raise PoseFileError(pose.path, f"the file does not name the image size; {GIVE_SIZE}")
     if options.units == "auto" and 0 < np.abs(pose.xy).max() <= _FRACTIONS < min(size):
         what = "positions look like fractions of the image, pixels are needed; say units='fractions' when reading"
         raise PoseFileError(pose.path, what)

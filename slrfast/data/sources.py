@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,10 +159,12 @@ def stamp(path: Path) -> str:
 
 
 def nothing_usable(source: Source, skipped: Sequence[tuple[str, str]]) -> DatasetError:
-    """The error for a source of which every clip was skipped."""
-    name, reason = skipped[0]
+    """The error for a source of which every clip was skipped, with the commonest reason."""
+    ((reason, times),) = Counter(reason for _, reason in skipped).most_common(1)
+    name = next(name for name, why in skipped if why == reason)
+    which = "the first," if name == skipped[0][0] else f"{times} of them like"
     count = len(source.entries)
-    return DatasetError(f"{source.name}: none of the {count} pose files can be used; the first, {name}: {reason}")
+    return DatasetError(f"{source.name}: none of the {count} pose files can be used; {which} {name}: {reason}")
 
 
 def skipped_lines(skipped: Sequence[tuple[str, str]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> Any:
         try:
-            return self.parse_args(list(argv))
+            return self.parse_args(_sizes(argv))
         except argparse.ArgumentError as error:
             raise RunError(f"{' '.join(str(error).split())} (see {self.prog} --help)") from error
 
@@ -144,6 +145,17 @@ def training_options(
     return TrainingOptions(
         command, values, system, train, RunFolder(folder), bool(options.resume), options.overwrite, options.json
     )
+
+
+def _sizes(argv: Sequence[str]) -> list[str]:
+    """The arguments with a size, 640x480 or 640,480, written as the list [640,480], the one form that YAML has."""
+    one_word = r"(--(?:\S+\.)?size=)(\d+)[x,](\d+)"
+    return [
+        re.sub(r"(\d+)[x,](\d+)", r"[\1,\2]", word)
+        if re.fullmatch(one_word, word) or (re.fullmatch(r"--(\S+\.)?size", before) and word[:1].isdigit())
+        else word
+        for before, word in zip(["", *argv], argv, strict=False)
+    ]
 
 
 def _is_text(path: str) -> bool:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from slrfast import ops
+from slrfast import graphs, ops
 from slrfast.data import Clip, Pose, PoseStore, PreprocessOptions, load_pose, looks_packed, preprocess
 from slrfast.data.formats import FORMATS
 from slrfast.errors import PoseFileError
@@ -35,9 +35,9 @@ def view(argv: Sequence[str]) -> int:
     """Run the view command and return its exit code."""
     parser = Parser(
         "view",
-        "Draw a pose file as the systems see it: the 49 joints of trunk and hands, coloured by confidence, the hands\n"
-        "enlarged from their boxes, the motion of MASA as arrows, the frames that MASA would mask shaded.",
-        ["view clip.pose", "view clip.json --size [640,480] --out clip.gif", "view clip.npz --frames 16 --masks false"],
+        "Draw a pose file as the systems see it: joints coloured by confidence, the hands enlarged from their\n"
+        "boxes, the motion of MASA as arrows, and of its 49 joints the frames that MASA would mask shaded.",
+        ["view clip.pose", "view clip.json --size 640x480 --out clip.gif", "view clip.npz --frames 16 --masks false"],
     )
     parser.add_argument("file", type=str, help="a pose file, or a packed store with --clip")
     parser.add_argument("--clip", type=str, help="name or number of the clip, if FILE is a packed store")
@@ -66,8 +66,9 @@ def view(argv: Sequence[str]) -> int:
     if (options.clip is not None) != stored:
         raise RunError("--clip names a clip of a packed store, and only of one; give it the clip's name or number")
     pose, clip = _from_store(options, preprocessing) if stored else _from_file(options, preprocessing)
-    if clip.xy.shape[1] != 49:
-        raise RunError(f"only layout 49 can be drawn, got {clip.xy.shape[1]}; leave --preprocess.layout out")
+    layout = graphs.layout(clip.xy.shape[1])
+    if len(layout.names) == 133:
+        raise RunError("layout 133 cannot be drawn; --preprocess.layout 79 has face and mouth too")
     motion, masked = _motion(clip, options.interval, options.seed)
     shaded = masked if options.masks else np.zeros_like(masked)
     shown = clip.name if pose is None else Path(options.file).name
@@ -81,7 +82,7 @@ def view(argv: Sequence[str]) -> int:
         "file": options.file, "picture": str(out), **({"clip": clip.name} if pose is None else {
             "layout": pose.layout, "people": pose.num_people, "frames": pose.num_frames,
         }), "frames_with_hands": clip.num_frames, "masked_frames": int(masked.sum()),
-        **{f"{name}_seen": _share(clip, part) for name, part in (("right", slice(0, 21)), ("left", slice(21, 42)))},
+        **{f"{side}_seen": _share(clip, layout.parts[f"{side}_hand"]) for side in ("right", "left")},
     }  # fmt: skip
     say(title)
     say(f"right hand in {facts['right_seen']:.0%} of them, left hand in {facts['left_seen']:.0%}; "
@@ -118,10 +119,10 @@ def _share(clip: Clip, part: slice) -> float:
 
 
 def _motion(clip: Clip, interval: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The arrows [F, 49, 2] in the unit of the coordinates, of joints seen at both ends, and MASA's mask [F]."""
+    """The arrows [F, V, 2] in the unit of the coordinates, of joints seen at both ends, and MASA's mask [F]."""
     keys = torch.rand((1, clip.num_frames), generator=torch.Generator().manual_seed(seed))
     xy, confidence = clip.xy.float()[None], clip.confidence.float()[None]
-    mask = ops.motion_mask(BOX * xy, confidence, None, keys).mask[0].numpy()
+    mask = ops.motion_mask(BOX * xy, confidence, None, keys).mask[0].numpy() & (xy.shape[2] == 49)
     if interval == 0:
         return np.zeros(clip.xy.shape, np.float32), mask
     motion = ops.motion_mask(xy, confidence, None, keys, interval=interval)

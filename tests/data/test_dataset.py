@@ -81,6 +81,9 @@ def test_nothing_usable_is_fatal(tmp_path, signs):
         PoseDataset(tmp_path)
     text = f"{tmp_path}: none of the 6 pose files can be used; the first, sign00/000.npz: is empty"
     assert str(raised.value) == text
+    (tmp_path / "sign00" / "000.npz").write_bytes(b"rubbish")  # one of its own kind does not hide the others
+    with pytest.raises(DatasetError, match="can be used; 5 of them like sign00/001.npz: is empty"):
+        PoseDataset(tmp_path)
     with pytest.raises(DatasetError, match="there is no such file or folder"):
         PoseDataset(tmp_path / "nowhere")
 

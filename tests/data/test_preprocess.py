@@ -7,7 +7,7 @@ import torch
 from slrfast import graphs
 from slrfast.data import Pose, PreprocessOptions, preprocess
 from slrfast.data.crop import crop_normalise
-from slrfast.data.pose import LAYOUTS
+from slrfast.data.pose import GIVE_SIZE, LAYOUTS
 from slrfast.data.preprocess import arrays, joint_indices
 from slrfast.errors import PoseFileError
 
@@ -329,7 +329,7 @@ def test_the_largest_and_most_certain_person_is_taken_unless_one_is_named(make_p
         ),
         (
             hand_clip(spread((150, 100), (250, 150)), size=None),
-            "the file does not name the image size; give size=(width, height)",
+            f"the file does not name the image size; {GIVE_SIZE}",
         ),
     ],
 )

@@ -189,6 +189,14 @@ class TestWrongInput:
             (f"{TINY} --run {'x' * 300}", "x: cannot be used (File name too long)"),
             (f"{TINY} --run bad\udcff", "--run must be valid UTF-8"),
             (f"{TINY} --preprocess.size [0,0]", "the image size must be two whole numbers"),
+            (
+                f"{TINY} --preprocess.size 0x480",
+                "two whole numbers (width, height), got (0, 480)",
+            ),
+            (
+                f"{TINY} --preprocess.size=640,0",
+                "two whole numbers (width, height), got (640, 0)",
+            ),
             ("pretrain tiny --data=", "--data is empty"),
             ("demo --synthetic --folds 1", "--folds must be at least 2"),
             ("demo --synthetic --minutes 0", "--minutes, --epochs and --votes must be positive"),

@@ -93,7 +93,7 @@ def test_default_name(file, tmp_path, monkeypatch):
         (["--fps", "0"], "--fps in"),
         (["--format", "odd"], "format must be 'auto' or one of"),
         (["--preprocess.min_visible", "99"], "min_visible must be"),
-        (["--preprocess.layout", "133"], "only layout 49 can be drawn, got 133"),
+        (["--preprocess.layout", "133"], "layout 133 cannot be drawn"),
         (["--clip", "0"], "--clip names a clip of a packed store, and only of one"),
     ],
 )
@@ -138,3 +138,13 @@ def test_a_clip_of_a_store(tmp_path, capsys):
             view([str(store.path), f"--clip={clip}"])
     with pytest.raises(RunError, match="--clip names a clip of a packed store"):
         view([str(store.path)])
+
+
+@pytest.mark.parametrize("keypoints", [75, 79])
+def test_other_layouts_are_drawn_without_masks(tmp_path, monkeypatch, capsys, keypoints):
+    monkeypatch.chdir(tmp_path)
+    (path, *_) = SyntheticSigns(num_classes=1, clips_per_class=1).save(tmp_path / "signs")
+    flags = ["--preprocess.layout", str(keypoints), "--frames", "2", "--json"]
+    assert view([str(path), *flags]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["masked_frames"] == 0 and facts["right_seen"] > 0.5 and (tmp_path / "000.png").stat().st_size > 10_000

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slrfast.data.pose import LAYOUTS, Pose, check_length
+from slrfast.data.pose import GIVE_SIZE, LAYOUTS, Pose, check_length
 from slrfast.errors import PoseFileError
 
 MAX_PEOPLE = 16
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
         if self.units == "pixels" or (self.units == "auto" and not fractions):
             return xy
         if size is None:
-            raise PoseFileError(path, "positions are fractions of the image, so its size=(width, height) is needed")
+            raise PoseFileError(path, f"positions are fractions of the image, whose size is unknown; {GIVE_SIZE}")
         return np.asarray(xy, np.float64) * np.asarray(size, np.float64)
 
 

@@ -114,7 +114,8 @@ def test_unisign_pickles_are_fractions_or_pixels_with_start_and_end(tmp_path):
     pose = load_pose(save(tmp_path, content), size=(640, 480))
     np.testing.assert_allclose(pose.xy[:, 0], xy[1:4], rtol=1e-6)
     with pytest.raises(
-        PoseFileError, match="positions are fractions of the image, so its size=.width, height. is needed"
+        PoseFileError,
+        match="positions are fractions of the image, whose size is unknown; give it: --prep",
     ):
         load_pose(tmp_path / "clip.pkl")
     content = {"keypoints": list(xy[:, None]), "scores": list(np.ones((6, 1, 133)))}
