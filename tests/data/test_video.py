@@ -151,7 +151,7 @@ def test_a_damaged_end_repeats_the_last_frame(reader, write_video):
     assert missing in (10, 11)  # the decoder may still hold a frame back when it fails
     last = 19 - missing
     assert brightness(rgb)[last] == pytest.approx(10 * last, abs=4) and rgb[:, 19].equal(rgb[:, last])
-    assert reader.read(path, 10, 16).missing == 5
+    assert reader.read(path, 10, 16).missing in (5, 6)
 
 
 def test_a_video_may_not_take_for_ever(write_video, monkeypatch, tmp_path):
