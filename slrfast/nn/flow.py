@@ -246,6 +246,7 @@ class Flow(nn.Module):
         op = "Flow"
         checks.shapes(op, frames=(frames, "N 3 H W"))
         checks.floating(op, frames=frames)
+        checks.require(frames.numel() > 0, op, "frames", "have at least one frame with pixels", list(frames.shape))
         height, width = frames.shape[2:]
         fits = height % self.multiple == 0 and width % self.multiple == 0
         rule = f"have height and width that are multiples of {self.multiple}"
