@@ -75,10 +75,11 @@ def test_every_part_has_its_determinant_and_inverse(part):
 def test_initialize_makes_every_actnorm_give_normal_channels():
     flow, x = stirred(), frames(16, 16, 16) * 0.1 + 0.7
     flow.initialize(x)
-    seen = []
-    hooks = [m.register_forward_hook(lambda _, __, out: seen.append(out[0])) for m in flow.modules() if isinstance(m, ActNorm)]  # fmt: skip
+    seen, norms = [], [module for module in flow.modules() if isinstance(module, ActNorm)]
+    for norm in norms:
+        norm.register_forward_hook(lambda _, __, out: seen.append(out[0]))
     flow(x)
-    assert len(seen) == len(hooks) == 4
+    assert len(seen) == len(norms) == 4
     for y in seen:
         std, mean = torch.std_mean(y, (0, 2, 3), correction=0)
         assert mean.abs().max() < 1e-3 and (std - 1).abs().max() < 0.05

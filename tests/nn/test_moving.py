@@ -1,3 +1,5 @@
+from functools import lru_cache
+
 import pytest
 import torch
 
@@ -14,18 +16,35 @@ def scene(t=8, size=16, seed=0, moves=True):
     return rgb.byte()
 
 
-def trained(seed=0, size=16):
-    """A small flow that was trained on such scenes, shortly."""
-    torch.manual_seed(seed)
-    flow = Flow(FlowConfig(2, 2, 8))
-    frames = torch.cat([scene(seed=s, size=size).transpose(0, 1) for s in range(4)])
-    flow.initialize(frames.float() / 255)
-    optimizer, generator = torch.optim.Adam(flow.parameters(), 5e-3), torch.Generator().manual_seed(0)
-    for _ in range(40):
+def street(t=12, size=32, seed=0, color=None):
+    """A smooth background with a little noise, before which a disc moves; and where the disc is, [T, H, W]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 5, 5, generator=generator)
+    still = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")[0] * 0.7 + 0.15
+    rgb, disc = still[:, None].repeat(1, t, 1, 1), torch.zeros(t, size, size, dtype=torch.bool)
+    color = torch.rand(3, generator=generator) if color is None else torch.tensor(color)
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    for i in range(t):
+        disc[i] = (y - size / 2) ** 2 + (x - size * (0.2 + 0.6 * i / t)) ** 2 < (size / 8) ** 2
+        rgb[:, i, disc[i]] = color[:, None]
+    noise = 0.003 * torch.randn(rgb.shape, generator=generator)
+    return ((rgb + noise).clamp(0, 1) * 255).byte(), disc
+
+
+@lru_cache
+def trained():
+    """A small flow that was trained on such streets, shortly."""
+    torch.manual_seed(0)
+    flow = Flow(FlowConfig(2, 3, 12))
+    frames = torch.cat([street(seed=s)[0].transpose(0, 1) for s in range(8)])
+    flow.initialize(frames[::6].float() / 255)
+    optimizer, generator = torch.optim.Adam(flow.parameters(), 3e-3), torch.Generator().manual_seed(0)
+    for _ in range(100):
         optimizer.zero_grad()
-        flow.bits_per_dim(frames, generator).mean().backward()
+        flow.bits_per_dim(frames[torch.randint(len(frames), (16,), generator=generator)], generator).mean().backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 50.0)
         optimizer.step()
-    return flow
+    return flow.requires_grad_(False)
 
 
 def by_steps(mask, rgb):
@@ -68,14 +87,18 @@ def test_equals_the_steps_of_the_paper(threshold, quantile, relative):
             assert (mask(rgb) != by_steps(mask, rgb)).float().mean() < 0.005  # grey that rounding moves by a level
 
 
-def test_a_trained_flow_finds_what_moves():
-    flow = trained()
-    rgb = scene(seed=11)
-    moving = MotionPreservingMask(flow, 0.5)(rgb)
-    swept = torch.zeros(16, 16, dtype=torch.bool)
-    swept[4:8, :11] = True
-    inside, outside = moving[:, swept].float().mean(), moving[:, ~swept].float().mean()
-    assert inside > 3 * outside, (inside, outside)
+@pytest.mark.parametrize("color", [(0.9, 0.75, 0.65), (0.02, 0.05, 0.1)], ids=["bright", "dark"])
+def test_a_trained_flow_finds_what_moves(color):
+    inside, outside, grey = [], [], []
+    for seed in range(100, 104):
+        rgb, disc = street(seed=seed, color=color)
+        moving = MotionPreservingMask(trained())(rgb)
+        inside.append(moving[disc].float().mean())
+        outside.append(moving[:, ~disc.any(0)].float().mean())
+        grey.append(MotionPreservingMask(trained(), relative=False)(rgb)[disc].float().mean())
+    inside, outside, grey = (float(torch.stack(shares).mean()) for shares in (inside, outside, grey))
+    assert inside > 0.8 and outside < 0.4, (inside, outside)
+    assert color[0] > 0.5 or grey < 0.5, "a dark disc would be lost in the grey of the frames themselves"
 
 
 def test_a_batch_is_its_clips():
@@ -85,10 +108,10 @@ def test_a_batch_is_its_clips():
     assert mask(clips[:0]).shape == (0, 8, 16, 16)
 
 
-@pytest.mark.parametrize("flow", [IdentityFlow(), trained()], ids=["identity", "trained"])
+@pytest.mark.parametrize("flow", ["identity", "trained"])
 @pytest.mark.parametrize("rgb", [scene(moves=False), scene(1), scene(8) * 0], ids=["at rest", "one frame", "black"])
 def test_nothing_is_taken_away_where_nothing_moves(flow, rgb):
-    assert MotionPreservingMask(flow)(rgb).all()
+    assert MotionPreservingMask(IdentityFlow() if flow == "identity" else trained())(rgb).all()
 
 
 def test_explains_itself():
@@ -99,9 +122,8 @@ def test_explains_itself():
 
 
 def test_no_gradient_and_no_trace_in_the_flow():
-    flow = trained()
-    MotionPreservingMask(flow)(scene())
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in flow.parameters())
+    flow = Flow(FlowConfig(1, 1, 2))
+    assert not MotionPreservingMask(flow).explain(scene())[1].requires_grad
     assert sum(p.numel() for p in MotionPreservingMask(flow).parameters()) == sum(p.numel() for p in flow.parameters())
 
 
@@ -113,7 +135,7 @@ def test_fingerprint_changes_with_all_that_changes_masks():
     ]  # fmt: skip
     assert len({mask.fingerprint() for mask in masks}) == 5
     assert MotionPreservingMask(flow, frames_at_once=2).fingerprint() == masks[1].fingerprint()
-    assert MotionPreservingMask(IdentityFlow(), 1, True).fingerprint() == MotionPreservingMask(IdentityFlow(), 1.0, True).fingerprint()  # fmt: skip
+    assert MotionPreservingMask(flow, 1).fingerprint() == MotionPreservingMask(flow, 1.0).fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def test_costs_159_gflop_a_clip(counted):
 
 def test_names_are_those_of_the_published_checkpoints(counted):
     names = set(counted[0].state_dict())
-    norms = {f"{key}.{part}" for key in ("bn1", "layer1.0.downsample.1", "layer4.2.bn3") for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}  # fmt: skip
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    norms = {f"{norm}.{part}" for norm in ("bn1", "layer1.0.downsample.1", "layer4.2.bn3") for part in parts}
     assert {"conv1.weight", "layer1.0.conv1.weight", "layer3.5.conv2.weight", "layer2.0.downsample.0.weight"} <= names
     assert norms <= names and "layer1.1.downsample.0.weight" not in names and len(names) == 318
 

@@ -179,10 +179,10 @@ def test_captured_in_a_cuda_graph(name, quantile):
 # ---- edges ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "sizes", [(1, 1, 1), (1, 2, 1), (2, 1, 130), (3, 5, 127), (1, 33, 257), (1, 300, 3), (0, 4, 3), (2, 0, 3), (2, 4, 0)],
-    ids=str,
-)  # fmt: skip
+SIZES = [(1, 1, 1), (1, 2, 1), (2, 1, 130), (3, 5, 127), (1, 33, 257), (1, 300, 3), (0, 4, 3), (2, 0, 3), (2, 4, 0)]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("quantile", [False, True])
 def test_ragged_sizes(device, sizes, quantile):
     z = draw(*sizes, device=device)
