@@ -101,6 +101,12 @@ class Run {
     clear<T>(call_.grad_text, call_.text_mask, words, rows_ == 0 || words_ == 0);
     if (rows_ > 0 && words_ > 0)
       if (const slr_status status = blocks<T>()) return status;
+    if (!call_.backward && call_.slopes != nullptr) {  // what no score belongs to
+      const int64_t all = rounded_up(signs, kWidest) * rounded_up(words, kRowStep);
+      const int64_t used = rows_ == 0 || words_ == 0 ? 0 : rounded_up(rows_, panel_of(isa_, call_.dtype)) *
+                                                               rounded_up(words_, kRowStep);
+      std::memset(static_cast<T*>(call_.slopes) + used, 0, (all - used) * sizeof(T));
+    }
     if (totals_ != nullptr)
       for (int64_t i = 0; i < call_.b; ++i)
         for (int64_t j = 0; j < call_.m; ++j)
