@@ -3,6 +3,7 @@
 from slrfast.ops._changes import AugmentTensors
 from slrfast.ops.augment import augment
 from slrfast.ops.bank_losses import bank_losses
+from slrfast.ops.channel_mask import ChannelMask, channel_mask
 from slrfast.ops.enqueue import enqueue_
 from slrfast.ops.feature_kl import feature_kl
 from slrfast.ops.gather_visible import gather_visible
@@ -14,6 +15,7 @@ from slrfast.ops.mined_bce import mined_bce
 from slrfast.ops.motion import motion
 from slrfast.ops.motion_mask import MotionMask, motion_mask
 from slrfast.ops.neighbor_kl import neighbor_kl
+from slrfast.ops.otsu_mask import otsu_mask
 from slrfast.ops.part_gcn import FoldedBlock, part_gcn
 from slrfast.ops.part_max import part_max
 from slrfast.ops.pose_views import PoseViews, pose_views
@@ -23,12 +25,14 @@ from slrfast.ops.topk_similarity import topk_similarity
 
 __all__ = [
     "AugmentTensors",
+    "ChannelMask",
     "FoldedBlock",
     "GCNParameters",
     "PoseViews",
     "MotionMask",
     "augment",
     "bank_losses",
+    "channel_mask",
     "enqueue_",
     "feature_kl",
     "gather_visible",
@@ -40,6 +44,7 @@ __all__ = [
     "motion",
     "motion_mask",
     "neighbor_kl",
+    "otsu_mask",
     "part_gcn",
     "part_max",
     "pose_views",
