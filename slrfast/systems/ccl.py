@@ -98,8 +98,8 @@ class PoseEncoder(nn.Module):
     @staticmethod
     def _pool(pool: nn.Module, x: Tensor, visible: Tensor, parts: tuple[str, ...]) -> Tensor:
         """The frames [B, T, G dim] of G parts, those where the part was seen -> [B, dim]."""
-        seen = visible[..., [_PARTS.index(part) for part in parts]]
-        return pool(torch.cat(x.chunk(len(parts), -1), 1), seen.mT.flatten(1))
+        seen = [visible[..., _PARTS.index(part)] for part in parts]
+        return pool(torch.cat(x.chunk(len(parts), -1), 1), torch.cat(seen, 1))
 
     def embed(self, view: View) -> Features:
         """g and f."""

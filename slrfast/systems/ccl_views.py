@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,16 +15,14 @@ from slrfast import graphs
 from slrfast.ops import AugmentTensors
 
 LAYOUT = graphs.layout(75)
-_GREY = (0.299, 0.587, 0.114)
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
-_MEAN, _STD = (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)  # Kinetics, as the published 3D ResNets are trained on
 
 
 class View(NamedTuple):
     """One view of a batch.
 
     ``xy`` is [B, T, 75, 2], ``confidence`` [B, T, 75], ``visible`` [B, T, 5] tells whether the detector saw a joint of
-    the part, and ``rgb`` [B, 3, T, S, S] are normalised pictures of the same moments, None without pictures.
+    the part, and ``rgb`` [B, 3, T, S, S] are pictures of the same moments in [0, 1], None without pictures.
     """
 
     xy: Tensor
@@ -50,8 +50,9 @@ class PictureChanges(NamedTuple):
     def none(cls, size: int, device: torch.device, dtype: torch.dtype) -> PictureChanges:
         """Whole pictures as they are."""
         no = torch.zeros(size, dtype=torch.bool, device=device)
-        box, jitter = (torch.tensor(row, device=device, dtype=dtype).expand(size, -1) for row in (_WHOLE, _AS_IS))
-        return cls(box, no, no, jitter)
+        zero = torch.zeros(size, device=device, dtype=dtype)
+        one = torch.ones_like(zero)
+        return cls(torch.stack((one, zero, zero), 1), no, no, torch.stack((one, one, one, zero), 1))
 
     @classmethod
     def draw(
@@ -76,14 +77,11 @@ class PictureChanges(NamedTuple):
         numbers = torch.rand(len(flip), 10, generator=generator, device=flip.device, dtype=dtype)
         share = crop[0] + (crop[1] - crop[0]) * numbers[:, :1]
         box = torch.cat((share, (2 * numbers[:, 1:3] - 1) * (1 - share)), 1)
-        strength = torch.tensor((*jitter[:3], 2 * math.pi * jitter[3]), device=flip.device, dtype=dtype)
-        as_is = torch.tensor(_AS_IS, device=flip.device, dtype=dtype)
-        drawn = as_is + strength * (2 * numbers[:, 3:7] - 1)
-        changed = torch.where(numbers[:, 7:8] < chances[0], drawn, as_is)
-        return cls(box, flip if chances[2] is None else numbers[:, 9] < chances[2], numbers[:, 8] < chances[1], changed)
-
-
-_WHOLE, _AS_IS = (1.0, 0.0, 0.0), (1.0, 1.0, 1.0, 0.0)
+        strengths = (*jitter[:3], 2 * math.pi * jitter[3])
+        changes = (2 * numbers[:, 3:7] - 1) * (numbers[:, 7:8] < chances[0])
+        drawn = [float(j < 3) + strengths[j] * change for j, change in enumerate(changes.unbind(1))]
+        own = flip if chances[2] is None else numbers[:, 9] < chances[2]
+        return cls(box, own, numbers[:, 8] < chances[1], torch.stack(drawn, 1))
 
 
 def mirrored(plan: AugmentTensors, flip: Tensor, mirror: Tensor, own_box: Tensor) -> AugmentTensors:
@@ -114,7 +112,7 @@ def moments(lengths: Tensor, start: Tensor, length: Tensor, frames: int, picture
 
 
 def pictures(rgb: Tensor, mask: Tensor | None, index: Tensor, changes: PictureChanges, size: int) -> Tensor:
-    """The pictures at ``index``: cropped, resized, flipped, jittered, masked, normalised.
+    """The pictures at ``index``: cropped, resized, flipped, jittered, masked.
 
     One change holds for all frames of a clip. Colours change by one affine map per clip (hue as a turn in YIQ, contrast
     about the grey mean of the clip), cut to [0, 1] at the end; then what does not move becomes black, unless nothing
@@ -127,7 +125,7 @@ def pictures(rgb: Tensor, mask: Tensor | None, index: Tensor, changes: PictureCh
         changes: for B clips.
         size: S.
     Returns:
-        [B, 3, T, S, S] in the dtype of the changes.
+        [B, 3, T, S, S] in [0, 1], in the dtype of the changes.
     """
     dtype, clip = changes.box.dtype, torch.arange(len(rgb), device=rgb.device)[:, None]
     grid = _grid(changes, size)
@@ -139,8 +137,7 @@ def pictures(rgb: Tensor, mask: Tensor | None, index: Tensor, changes: PictureCh
         moving = F.grid_sample(mask[clip, index].to(dtype), grid, padding_mode="border", align_corners=False) > 0.5
         kept = moving | ~(changes.mask & moving.flatten(1).any(1))[:, None, None, None]
         x = x * kept[:, None]
-    mean, std = (torch.tensor(numbers, device=x.device, dtype=dtype).view(3, 1, 1, 1) for numbers in (_MEAN, _STD))
-    return (x - mean) / std
+    return x
 
 
 def _grid(changes: PictureChanges, size: int) -> Tensor:
@@ -154,13 +151,29 @@ def _grid(changes: PictureChanges, size: int) -> Tensor:
 
 def _colours(jitter: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix [B, 3, 3] and offset [B, 3] that change the colours of clips with these mean colours [B, 3]."""
+    grey, unit, axis, cos, sin = _constants(jitter.device, jitter.dtype)
     brightness, contrast, saturation, hue = jitter[:, :, None, None].unbind(1)
-    grey = jitter.new_tensor(_GREY)
-    yiq = jitter.new_tensor(_YIQ)
-    unit, zero = torch.ones_like(hue), torch.zeros_like(hue)
-    turn = torch.cat((hue.cos(), -hue.sin(), hue.sin(), hue.cos()), 1).view(-1, 2, 2)
-    turn = torch.cat((torch.cat((unit, zero, zero), 2), torch.cat((zero.expand(-1, 2, 1), turn), 2)), 1)
-    turn = torch.linalg.inv(yiq) @ turn @ yiq
-    matrix = brightness * turn @ (saturation * torch.eye(3).to(jitter) + (1 - saturation) * grey.expand(3, 3))
-    middle = (matrix @ mean[..., None] * grey[:, None]).sum(1)
-    return contrast * matrix, (1 - contrast[..., 0]) * middle.expand(-1, 3)
+    turn = axis + hue.cos() * cos + hue.sin() * sin
+    matrix = brightness * turn @ (saturation * unit + (1 - saturation) * grey)
+    middle = (grey @ matrix @ mean[..., None]).squeeze(-1)  # three times the same
+    return contrast * matrix, (1 - contrast[..., 0]) * middle
+
+
+def _constants(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Made once for every device; a constant under ``torch.compile``."""
+    return _cached(device, dtype)
+
+
+_constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=16)
+def _cached(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Colours to grey, the unit matrix, and a turn of the hue as axis + cos C + sin S, each [3, 3]."""
+    yiq, grey = np.array(_YIQ), np.tile(_YIQ[0], (3, 1))
+    turns = np.zeros((3, 3, 3))
+    turns[0, 0, 0] = turns[1, 1, 1] = turns[1, 2, 2] = turns[2, 2, 1] = 1
+    turns[2, 1, 2] = -1
+    matrices = (grey, np.eye(3), *(np.linalg.inv(yiq) @ turn @ yiq for turn in turns))
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(matrix, device=device, dtype=dtype) for matrix in matrices)
