@@ -22,11 +22,12 @@ from torch.nn import functional as F
 from slrfast import checks, graphs, ops
 from slrfast.data import PoseBatch
 from slrfast.nn import HolisticEmbedding, Packing, PoseTransformer
-from slrfast.nn.gather import gather_rows, num_processes
+from slrfast.nn.gather import num_processes
 from slrfast.systems.masa import View, with_positions
 from slrfast.systems.pretrained import Pretrained
 from slrfast.systems.slp_config import SLPConfig, parts_of
 from slrfast.systems.slp_masks import hierarchical_mask
+from slrfast.systems.slp_sequences import Sequences, average_windows, gathered_contrast, shorten, unit_rows
 
 KEYPOINTS = 79
 PARTS = {"manual": ("body", "left_hand", "right_hand"), "non_manual": ("face", "mouth")}
@@ -52,13 +53,6 @@ class Frames(NamedTuple):
     packing: Packing
     xy: Tensor
     confidence: Tensor
-
-
-class Sequences(NamedTuple):
-    """Unit vectors of B clips' windows or of B texts' words: [B, L, e], and which of them are real, bool [B, L]."""
-
-    rows: Tensor
-    present: Tensor
 
 
 class Branch(nn.Module):
@@ -116,6 +110,7 @@ class SLP(Pretrained):
 
     Config: ClassVar[type[SLPConfig]] = SLPConfig
     text: TextEncoder | None
+    joints: Tensor
 
     def __init__(self, config: SLPConfig | None = None) -> None:
         super().__init__()
@@ -167,7 +162,7 @@ class SLP(Pretrained):
         features = self._features(frames, mask)
         terms: dict[str, Tensor] = {}
         loss = features.new_zeros((), dtype=torch.promote_types(features.dtype, torch.float32))
-        if "reconstruction" in config.tasks:
+        if mask is not None:
             terms["reconstruction"] = self._reconstruction(features, frames, mask)
             loss = loss + terms["reconstruction"]
         if "contrast" in config.tasks:
@@ -181,7 +176,7 @@ class SLP(Pretrained):
         xy = frames.xy if mask is None else frames.xy.masked_fill(self._everywhere(mask).unsqueeze(-1), 0.0)
         return self.encoder(xy, frames.packing)
 
-    def _reconstruction(self, features: Tensor, frames: Frames, mask: Tensor | None) -> Tensor:
+    def _reconstruction(self, features: Tensor, frames: Frames, mask: Tensor) -> Tensor:
         """Eq. 3: the squared distances of masked joints, weighted by confidence."""
         predicted = self.decoder(features).unflatten(-1, (-1, 2))
         target, confidence = (x.index_select(1, self.joints) for x in (frames.xy, frames.confidence))
@@ -197,7 +192,7 @@ class SLP(Pretrained):
             sign = Sequences(*(x.index_select(0, paired) for x in sign))
         scale = self.log_scale.exp()
         if self.config.gather and num_processes() > 1:
-            return _gathered_contrast(self.similarity, sign, text, scale)
+            return gathered_contrast(self.similarity, sign, text, scale)
         if len(paired) == 0:
             return sign.rows.sum() + text.rows.sum() + 0 * scale  # sums of nothing
         logits = scale * self.similarity(sign, text)
@@ -227,13 +222,13 @@ class SLP(Pretrained):
     def _project_sign(self, features: Tensor, packing: Packing) -> Sequences:
         """Eq. 4: averaged over windows, projected and scaled to length one; the map is linear, so averages go first."""
         window = self.config.window if self.config.similarity == "fine" else max(1, packing.longest)
-        return _unit(self.sign_projection, *average_windows(features, packing, window))
+        return unit_rows(self.sign_projection, *average_windows(features, packing, window))
 
     def _project_text(self, words: Tensor, packing: Packing) -> Sequences:
         """Eq. 4: the words [W, text_dim] projected and scaled to length one."""
         if self.config.similarity == "coarse":
             words, packing = average_windows(words, packing, max(1, packing.longest))
-        return _unit(self.text_projection, words, packing)
+        return unit_rows(self.text_projection, words, packing)
 
     def _words(self, batch: PoseBatch) -> tuple[Tensor, Tensor, Packing]:
         """Which clips have a text, int64 [P], and Eq. 2: the features of these texts' tokens, packed [W, text_dim]."""
@@ -341,9 +336,7 @@ class SLP(Pretrained):
         if packing.longest <= limit:
             return Frames(packing, batch.xy, batch.confidence)
         lengths = batch.lengths
-        kept = Packing(
-            F.pad(lengths.clamp(max=limit).cumsum(0), (1, 0)), tuple(min(n, limit) for n in packing.lengths)
-        )
+        kept = Packing(F.pad(lengths.clamp(max=limit).cumsum(0), (1, 0)), tuple(min(n, limit) for n in packing.lengths))
         draw = torch.rand(batch.size, generator=generator, device=own.device) if not middle else 0.5
         shift = (draw * lengths.double()).long().minimum(lengths - 1)
         numbers = (kept.number * lengths[kept.clip] + shift[kept.clip]) // lengths.clamp(max=limit)[kept.clip]
@@ -369,8 +362,9 @@ class SLP(Pretrained):
         return mask.new_zeros(len(mask), KEYPOINTS).index_copy(1, self.joints, mask)
 
     def _require_contrast(self) -> None:
-        trained = "contrast" in self.config.tasks
-        checks.require(trained, "SLP", "config.tasks", "have 'contrast' for what signs and texts share", self.config.tasks)
+        tasks = self.config.tasks
+        rule = "have 'contrast' for what signs and texts share"
+        checks.require("contrast" in tasks, "SLP", "config.tasks", rule, tasks)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -388,11 +382,11 @@ class SLP(Pretrained):
         """AdamW over everything but the frozen text encoder; the temperature does not decay."""
         config = self.config
         named = dict(self.named_parameters())
-        scale = [named.pop("log_scale")] if "log_scale" in named else []
-        groups = [{"params": list(named.values())}, *[{"params": scale, "weight_decay": 0.0}][: len(scale)]]
-        return torch.optim.AdamW(
-            groups, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        alone = [named.pop(name) for name in ("log_scale",) if name in named]
+        groups: list[dict[str, Any]] = [{"params": list(named.values())}]
+        groups += [{"params": alone, "weight_decay": 0.0}] if alone else []
+        rate, decay = config.learning_rate, config.weight_decay
+        return torch.optim.AdamW(groups, rate, config.betas, weight_decay=decay, fused=True)
 
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a (fractional) epoch: linear from zero in the first tenth, then linear to zero."""
@@ -401,67 +395,3 @@ class SLP(Pretrained):
         if epoch < warm:
             return config.learning_rate * epoch / warm
         return config.learning_rate * max(0.0, 1 - (epoch - warm) / max(config.epochs - warm, 1e-9))
-
-
-def average_windows(x: Tensor, packing: Packing, window: int) -> tuple[Tensor, Packing]:
-    """The averages [R, D] of every ``window`` consecutive rows of a clip, and their packing; x is packed [S, D].
-
-    The last window of a clip may be shorter: it is averaged over the rows it has.
-    """
-    counts = tuple(-(-length // window) for length in packing.lengths)
-    windows = Packing(F.pad(((packing.offsets.diff() + window - 1) // window).cumsum(0), (1, 0)), counts)
-    place = windows.offsets[packing.clip] * window + packing.number
-    apart = x.new_zeros(windows.num_rows * window, x.shape[1]).index_copy(0, place, x)
-    rows = (packing.offsets.diff()[windows.clip] - window * windows.number).clamp(max=window)
-    return apart.unflatten(0, (-1, window)).sum(1) / rows[:, None], windows
-
-
-def shorten(tokens: Tensor, lengths: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Of texts of more than ``limit`` tokens the first ones and the last two, <eos> and the language, as many in all.
-
-    >>> shorten(torch.tensor([[5, 6, 7, 8, 2, 9], [5, 2, 9, 0, 0, 0]]), torch.tensor([6, 3]), 4)
-    (tensor([[5, 6, 2, 9],
-            [5, 2, 9, 0]]), tensor([4, 3]))
-    """
-    if tokens.shape[1] <= limit:
-        return tokens, lengths
-    number = torch.arange(limit, device=tokens.device)
-    cut = (lengths - limit).clamp(min=0)[:, None]
-    return tokens.gather(1, number + cut * (number >= limit - 2)), lengths.clamp(max=limit)
-
-
-def _unit(projection: nn.Linear, x: Tensor, packing: Packing) -> Sequences:
-    """Packed rows projected, in float32 also under autocast, scaled to length one, and padded."""
-    rows = projection(x)
-    rows = F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
-    return Sequences(packing.pad(rows), packing.present)
-
-
-def _gathered_contrast(similarity: Any, sign: Sequences, text: Sequences, scale: Tensor) -> Tensor:
-    """Eq. 5 with the clips and texts of all processes; its mean over the processes is that of one joint batch.
-
-    Every process takes part, also one without a text.
-    """
-    mine = torch.tensor([len(sign.rows), sign.rows.shape[1], text.rows.shape[1]], device=scale.device)
-    pairs, signs, words = gather_rows(mine).unbind(1)
-    total, most = int(pairs.sum()), [int(sizes.max()) for sizes in (pairs, signs, words)]
-    both = [
-        F.pad(x, (0, 0, 0, longest - x.shape[1], 0, most[0] - len(x)))
-        for x, longest in ((sign.rows, most[1]), (text.rows, most[2]))
-    ]
-    rows = gather_rows(torch.cat(both, 1)).flatten(0, 1)  # in one call, so that the backward passes are in step
-    present = [
-        gather_rows(F.pad(x, (0, longest - x.shape[1], 0, most[0] - len(x))).byte()).flatten(0, 1).bool()
-        for x, longest in ((sign.present, most[1]), (text.present, most[2]))
-    ]
-    real = torch.arange(most[0], device=scale.device) < pairs[:, None]
-    real = real.flatten().nonzero()[:, 0]
-    rows, all_signs, all_words = (x.index_select(0, real) for x in (rows, *present))
-    everything = Sequences(rows[:, : most[1]], all_signs), Sequences(rows[:, most[1] :], all_words)
-    nothing = 0 * scale + 0 * rows.sum()
-    if len(sign.rows) == 0:
-        return nothing
-    target = int(pairs[: torch.distributed.get_rank()].sum()) + torch.arange(len(sign.rows), device=scale.device)
-    to_text = F.cross_entropy(scale * similarity(sign, everything[1]), target, reduction="sum")
-    to_sign = F.cross_entropy(scale * similarity(everything[0], text).mT, target, reduction="sum")
-    return num_processes() / total * (to_text + to_sign) / 2 + nothing
