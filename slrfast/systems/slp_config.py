@@ -127,7 +127,7 @@ class SLPConfig:
         return replace(
             cls(
                 gcn_channels=(16, 16, 32, 64, 64), dim=64, branch_dim=64, narrow=True, heads=4, layers=2,
-                manual_ffn=192, non_manual_ffn=192, decoder_hidden=128, embedding=64, text_dim=64,
+                manual_ffn=192, non_manual_ffn=192, decoder_hidden=128, embedding=64, text_dim=32,
                 gcn_dropout=0.0, frame_dropout=0.0, transformer_dropout=0.0,
                 learning_rate=1e-3, weight_decay=0.01, epochs=100, batch_size=32,
             ),
