@@ -58,11 +58,16 @@ class HolisticEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Joints [..., V, C] (packed frames too) -> manual [..., 3 dim] and non-manual [..., 2 dim]."""
-        left, right, body, face, mouth = (
-            x[..., self.parts[part], :] for part in ("left_hand", "right_hand", self.body, "face", "mouth")
-        )
-        left, right = self.hand_gcn(torch.stack((left, right)), groups=2)
-        return (
-            torch.cat((left, right, self.body_gcn(body)), -1),
-            torch.cat((self.face_gcn(face), self.mouth_gcn(mouth)), -1),
-        )
+        return self.manual(x), self.non_manual(x)
+
+    def manual(self, x: Tensor) -> Tensor:
+        """Left hand, right hand and body of joints [..., V, C] alone: [..., 3 dim]."""
+        hands = torch.stack((self._part(x, "left_hand"), self._part(x, "right_hand")))
+        return torch.cat((*self.hand_gcn(hands, groups=2), self.body_gcn(self._part(x, self.body))), -1)
+
+    def non_manual(self, x: Tensor) -> Tensor:
+        """Face and mouth of joints [..., V, C] alone: [..., 2 dim]."""
+        return torch.cat((self.face_gcn(self._part(x, "face")), self.mouth_gcn(self._part(x, "mouth"))), -1)
+
+    def _part(self, x: Tensor, name: str) -> Tensor:
+        return x[..., self.parts[name], :]
