@@ -259,7 +259,16 @@ def commit() -> str:
         head = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
         )
-        command = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md"]
+        command = [
+            "git",
+            "status",
+            "--porcelain",
+            "--",
+            ".",
+            ":!benchmarks/results",
+            ":!README.md",
+            ":!docs/results.md",
+        ]
         changes = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("SLRFAST_COMMIT", "unknown")

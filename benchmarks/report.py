@@ -1,4 +1,6 @@
-"""Render benchmarks/results/*/*.json as Markdown between the markers in README.md, and draw docs/loss_curves.png.
+"""Render benchmarks/results/*/*.json as Markdown and draw docs/loss_curves.png.
+
+All tables go between the markers in docs/results.md; a summary of them and the demos between those in README.md.
 
 ``python -m benchmarks.report``
 """
@@ -18,7 +20,8 @@ from benchmarks.harness import OURS, RESULTS, is_ours
 from slrfast.files import replacing
 
 README = RESULTS.parents[1] / "README.md"
-CURVES = README.parent / "docs" / "loss_curves.png"
+PAGE = README.parent / "docs" / "results.md"
+CURVES = PAGE.parent / "loss_curves.png"
 
 
 def newest(results: Path, kind: str = "op") -> dict[str, list[dict]]:
@@ -41,6 +44,34 @@ def render(machines: Mapping[str, Sequence[Mapping]]) -> str:
     """One section per machine: a row per case, and tables of their own for what has phases, threads or memory."""
     sections = [_section(machine, runs) for machine, runs in machines.items()]
     return "\n\n".join(sections) if sections else "No results have been recorded yet."
+
+
+def render_summary(machines: Mapping[str, Sequence[Mapping]]) -> str:
+    """A row per benchmark: the cases in which slrfast gains least and most, whatever comes out."""
+    lines: list[str] = []
+    for machine, runs in machines.items():
+        lines += [
+            f"On {machine}, {runs[-1]['threads']} threads, float32:",
+            "",
+            "| benchmark | cases | least gain | most gain |",
+            "|---|--:|---|---|",
+        ]
+        for run in runs:
+            gains = sorted((_gain(case), case["name"], _baseline(case)) for case in run["cases"])
+            least, most = (f"{gain:.2f}x of {against}: {name}" for gain, name, against in (gains[0], gains[-1]))
+            lines.append(f"| {run['op']} | {len(gains)} | {least} | {most if len(gains) > 1 else ''} |")
+        lines.append("")
+    return "\n".join(lines).strip() or "No results have been recorded yet."
+
+
+def _baseline(case: Mapping) -> str:
+    others = [name for name in case["seconds"] if not is_ours(name)]
+    named = case.get("baseline", "eager")
+    return named if named in others else others[0]
+
+
+def _gain(case: Mapping) -> float:
+    return case["seconds"][_baseline(case)] / case["seconds"][OURS]
 
 
 def _section(machine: str, runs: Sequence[Mapping]) -> str:
@@ -164,7 +195,7 @@ def render_curves(machines: Mapping[str, Sequence[Mapping]]) -> str:
             f"with the reference: from the same seed their losses are {same:.2g} apart on average. From weights that "
             f"are 1e-7 off slrfast is {moved:.2g} from itself, from another seed the reference {other:.2g}. "
             f"{run['machine']}, commit {run['commit']}."
-            f"\n\n![Loss curves](docs/{CURVES.name})"
+            f"\n\n![Loss curves]({CURVES.name})"
         )
     return "\n\n".join(texts)
 
@@ -252,23 +283,33 @@ def insert(text: str, tables: str, name: str = "results") -> str:
     head, found_begin, rest = text.partition(begin)
     _, found_end, tail = rest.partition(end)
     if not (found_begin and found_end):
-        raise ValueError(f"README.md must contain {begin} and, after it, {end}")
+        raise ValueError(f"the page must contain {begin} and, after it, {end}")
     return f"{head}{begin}\n{tables}\n{end}{tail}"
 
 
 def main() -> int:
-    """Rewrite README.md, or with --check only say whether it is up to date."""
+    """Rewrite the pages, or with --check only say whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is out of date")
     check = parser.parse_args().check
-    before, curves = README.read_text(), newest(RESULTS, "curves")
-    after = insert(before, render(newest(RESULTS)) + render_curves(curves))
-    after = insert(after, render_demos(newest(RESULTS, "demo")), "demo")
+    results, curves = newest(RESULTS), newest(RESULTS, "curves")
+    parts = {
+        PAGE: {"results": render(results) + render_curves(curves)},
+        README: {"results": render_summary(results), "demo": render_demos(newest(RESULTS, "demo"))},
+    }
+    stale = []
+    for page, tables in parts.items():
+        before = after = page.read_text()
+        for name, text in tables.items():
+            after = insert(after, text, name)
+        stale += [page.name] if after != before else []
+        if not check:
+            page.write_text(after)
     if check:
-        return int(before != after)
+        print(*(f"{name} is out of date: make report" for name in stale), sep="\n", end="\n" if stale else "")
+        return int(bool(stale))
     for runs in curves.values():
         draw_curves(runs[0], CURVES)
-    README.write_text(after)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Pose files, pre-processing, data sets, packed batches, augmentation plans and a synthetic signer."""
+"""Pose files, videos and texts, pre-processing, data sets, packed batches, augmentation plans, a synthetic signer."""
 
 from slrfast.data.augment import AugmentPlan
 from slrfast.data.batch import Clip, PoseBatch
@@ -6,27 +6,39 @@ from slrfast.data.dataset import ClipDataset, PoseDataset
 from slrfast.data.fingerspelling import Fingerspelling
 from slrfast.data.formats import FORMATS, load_pose
 from slrfast.data.formats.npz import save_npz
+from slrfast.data.motion_masks import MotionMasks
 from slrfast.data.packing import pack
 from slrfast.data.pose import Pose
 from slrfast.data.preprocess import PreprocessOptions, preprocess
+from slrfast.data.render import RenderedDataset
+from slrfast.data.rgb import RGBDataset
 from slrfast.data.store import PoseStore, looks_packed
 from slrfast.data.synthetic import SyntheticSigns
+from slrfast.data.text import CaptionedDataset, TextEncoder, gloss_captions, read_captions, tiny_text_encoder
 
 __all__ = [
     "FORMATS",
     "AugmentPlan",
+    "CaptionedDataset",
     "Clip",
     "ClipDataset",
     "Fingerspelling",
+    "MotionMasks",
     "Pose",
     "PoseBatch",
     "PoseDataset",
     "PoseStore",
     "PreprocessOptions",
+    "RGBDataset",
+    "RenderedDataset",
     "SyntheticSigns",
+    "TextEncoder",
+    "gloss_captions",
     "load_pose",
     "looks_packed",
     "pack",
     "preprocess",
+    "read_captions",
     "save_npz",
+    "tiny_text_encoder",
 ]

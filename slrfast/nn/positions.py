@@ -36,3 +36,11 @@ def sinusoidal_positions(
     frequency = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10_000) / dim))
     angle = torch.arange(length, device=device)[:, None] * frequency
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(1).to(dtype)
+
+
+def with_positions(tokens: Tensor, number: Tensor) -> Tensor:
+    """Tokens [S, D] plus the sinusoidal position of their frame numbers [S]."""
+    if len(number) == 0:
+        return tokens
+    table = sinusoidal_positions(int(number.max()) + 1, tokens.shape[1], device=tokens.device, dtype=tokens.dtype)
+    return tokens + table.index_select(0, number)

@@ -129,6 +129,7 @@ class CCL(Pretrained):
     """
 
     Config: ClassVar[type[CCLConfig]] = CCLConfig
+    keypoints = 75
     # nn.ModuleDicts, typed by what they hold
     query: Mapping[str, RGBEncoder | PoseEncoder]
     key: Mapping[str, KeyEncoder]

@@ -26,7 +26,7 @@ from slrfast.nn import (
     PoseEmbedding,
     PoseTransformer,
     ProjectionHead,
-    sinusoidal_positions,
+    with_positions,
 )
 from slrfast.systems.masa_config import MASAConfig
 from slrfast.systems.masa_legacy import PartAutoencoder, PartEncoder
@@ -255,11 +255,3 @@ class MASA(Pretrained):
         if config.schedule == "steps":
             return config.learning_rate * 0.5 ** sum(after >= milestone for milestone in config.milestones)
         return config.learning_rate * max(0.0, 1 - after / max(config.epochs - config.warmup, 1e-9))
-
-
-def with_positions(tokens: Tensor, number: Tensor) -> Tensor:
-    """Tokens [S, D] plus the sinusoidal position of their frame numbers [S]."""
-    if len(number) == 0:
-        return tokens
-    table = sinusoidal_positions(int(number.max()) + 1, tokens.shape[1], device=tokens.device, dtype=tokens.dtype)
-    return tokens + table.index_select(0, number)

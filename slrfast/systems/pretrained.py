@@ -22,10 +22,12 @@ class Pretrained(nn.Module):
 
     Attributes:
         config: its settings.
+        keypoints: of the clips that it takes.
         epoch: the (fractional) epoch that training has come to, which the training loop keeps up; weights of losses
             that change during training follow it.
     """
 
+    keypoints: ClassVar[int] = 49
     epoch: float = 0.0
 
     Config: ClassVar[type[Any]]

@@ -21,9 +21,8 @@ from torch.nn import functional as F
 
 from slrfast import checks, graphs, ops
 from slrfast.data import PoseBatch
-from slrfast.nn import HolisticEmbedding, Packing, PoseTransformer
+from slrfast.nn import HolisticEmbedding, Packing, PoseTransformer, with_positions
 from slrfast.nn.gather import num_processes
-from slrfast.systems.masa import View, with_positions
 from slrfast.systems.pretrained import Pretrained
 from slrfast.systems.slp_config import SLPConfig, parts_of
 from slrfast.systems.slp_masks import hierarchical_mask
@@ -45,6 +44,13 @@ class TextEncoder(Protocol):
 
     def to(self, device: torch.device) -> Any:
         """Move to a device."""
+
+
+class View(NamedTuple):
+    """Clips [B, T, 79, 2] and confidences [B, T, 79], 0 where a joint is masked."""
+
+    xy: Tensor
+    confidence: Tensor
 
 
 class Frames(NamedTuple):
@@ -109,6 +115,7 @@ class SLP(Pretrained):
     """
 
     Config: ClassVar[type[SLPConfig]] = SLPConfig
+    keypoints = 79
     text: TextEncoder | None
     joints: Tensor
 
@@ -389,9 +396,9 @@ class SLP(Pretrained):
         return torch.optim.AdamW(groups, rate, config.betas, weight_decay=decay, fused=True)
 
     def learning_rate(self, epoch: float) -> float:
-        """The learning rate at a (fractional) epoch: linear from zero in the first tenth, then linear to zero."""
+        """The learning rate at a (fractional) epoch: linear from zero during the warm-up, then linear to zero."""
         config = self.config
-        warm = config.warmup * config.epochs
-        if epoch < warm:
-            return config.learning_rate * epoch / warm
-        return config.learning_rate * max(0.0, 1 - (epoch - warm) / max(config.epochs - warm, 1e-9))
+        if epoch < config.warmup:
+            return config.learning_rate * epoch / config.warmup
+        after = epoch - config.warmup
+        return config.learning_rate * max(0.0, 1 - after / max(config.epochs - config.warmup, 1e-9))

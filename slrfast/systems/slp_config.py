@@ -48,7 +48,7 @@ class SLPConfig:
         max_frames: of longer clips so many frames are used, spread evenly.
         max_tokens: of longer texts the first tokens and the last two, <eos> and the language, so many in all.
         learning_rate, betas, weight_decay: of AdamW.
-        warmup: share of the epochs in which the learning rate rises from zero; it then falls linearly to zero.
+        warmup: epochs in which the learning rate rises from zero; it then falls linearly to zero.
         epochs, batch_size: of a full run.
     """
 
@@ -83,7 +83,7 @@ class SLPConfig:
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1
-    warmup: float = 0.1
+    warmup: float = 10.0
     epochs: int = 100
     batch_size: int = 512
 
@@ -96,9 +96,9 @@ class SLPConfig:
         for name in ("temperature", "row_temperature", "input_eps", "learning_rate"):
             checks.positive(op, **{name: getattr(self, name)})
         checks.require(self.temperature >= 0.01, op, "temperature", "be >= 0.01", self.temperature)
-        for name in ("contrast_weight", "weight_decay"):
+        for name in ("contrast_weight", "weight_decay", "warmup"):
             checks.number_between(op, 0, math.inf, **{name: getattr(self, name)})
-        for name in ("gcn_dropout", "frame_dropout", "transformer_dropout", "mask_ratio", "warmup"):
+        for name in ("gcn_dropout", "frame_dropout", "transformer_dropout", "mask_ratio"):
             checks.number_between(op, 0, 1, **{name: getattr(self, name)})
         check_levels(op, self.mask_levels)
         checks.choice(op, ("fine", "coarse"), similarity=self.similarity)

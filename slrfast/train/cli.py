@@ -21,10 +21,12 @@ from slrfast.data import PreprocessOptions
 from slrfast.errors import SlrfastError
 from slrfast.systems import SYSTEMS
 from slrfast.train import info
-from slrfast.train.config import build_system, open_dataset
+from slrfast.train.config import build_system, keypoints_of, open_dataset
 from slrfast.train.demo import demo
 from slrfast.train.evaluate import evaluate_run
 from slrfast.train.extract import extract
+from slrfast.train.fit_flow import fit_flow_command
+from slrfast.train.inputs import add_options, with_inputs
 from slrfast.train.loop import TrainingDiverged, pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.pack import pack_command
@@ -41,6 +43,8 @@ commands:
   pretrain SYSTEM  pre-train a system on pose files
   evaluate         kNN and linear probe of a pre-trained run on held-out signers or languages
   extract VIDEO... poses of videos, by rtmlib, MMPose or MediaPipe
+  fit-flow VIDEO...
+                   the flow that CCL-SLR's motion masks are made with
   pack SOURCE OUT  pose files, cut out and normalised once, in one memory-mapped store
   view FILE        a picture or an animation of a pose file
   info             versions, instruction set, CUDA and the backend of every operation
@@ -72,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pretrain": pretrain_command,
         "evaluate": evaluate_command,
         "extract": extract,
+        "fit-flow": fit_flow_command,
         "info": info.main,
         "pack": pack_command,
         "view": view,
@@ -129,10 +134,11 @@ def pretrain_command(argv: list[str]) -> int:
     )
     parser.add_argument("--split", type=str, help="rows of the index file with this split")
     parser.add_class_arguments(PreprocessOptions, "preprocess", help="pre-processing of pose files")
+    parser.set_defaults({"preprocess.layout": keypoints_of(name)})
     options = training_options(
         parser,
         rest,
-        ["data", "split", "preprocess"],
+        ["data", "split", "preprocess", *add_options(parser, name)],
         command=f"pretrain {name}",
         name=name,
         preset="paper",
@@ -145,8 +151,10 @@ def _pretrain(options: TrainingOptions) -> int:
     say = speaker(options.json)
     options.check_run()
     values = options.values
-    dataset = open_dataset(values["data"], values["split"], values["preprocess"].as_dict())
-    system = build_system(values["name"], options.system, options.train.seed)
+    name, preprocess = values["name"], values["preprocess"].as_dict()
+    poses = open_dataset(values["data"], values["split"], preprocess, keypoints_of(name))
+    system = build_system(name, options.system, options.train.seed)
+    dataset = with_inputs(name, poses, {**values, "preprocess": preprocess}, system, say=say)
 
     def start() -> None:
         options.open_run()

@@ -18,8 +18,6 @@ from slrfast.data import ClipDataset, Fingerspelling, PoseDataset, PreprocessOpt
 from slrfast.errors import SlrfastError
 from slrfast.systems import SYSTEMS
 
-PRESETS = ("paper", "legacy", "small")
-
 
 class RunError(SlrfastError, ValueError):
     """A run cannot be started or continued as asked; the message is one sentence that says why."""
@@ -71,10 +69,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def presets(name: str) -> list[str]:
+    """The presets that a system has; only what has published code has "legacy"."""
+    return [preset for preset in ("paper", "legacy", "small") if hasattr(SYSTEMS[name].Config, preset)]
+
+
 def system_config(name: str, values: Mapping[str, Any] | str) -> Any:
     """A system's config from the name of a preset or from all its values; RunError when a value is refused."""
     config_class: Any = SYSTEMS[name].Config
     if isinstance(values, str):
+        if values not in presets(name):
+            raise RunError(f"--preset must be one of {', '.join(presets(name))}, got {values!r}")
         return getattr(config_class, values)()
     try:
         return config_class(
@@ -108,21 +113,30 @@ def load_system(name: str, folder: Path) -> Any:
     return SYSTEMS[name].from_pretrained(folder)
 
 
-def open_dataset(source: str, split: str | None = None, preprocess: Mapping[str, Any] | None = None) -> ClipDataset:
+def keypoints_of(name: str) -> int:
+    """The keypoints of the clips that a system takes."""
+    return getattr(SYSTEMS[name], "keypoints", 49)
+
+
+def open_dataset(
+    source: str, split: str | None = None, preprocess: Mapping[str, Any] | None = None, layout: int = 49
+) -> ClipDataset:
     """The clips behind ``--data``: "synthetic", "fingerspelling", or a store, folder or file that PoseDataset reads.
 
-    A store keeps the options it was packed with: options other than the defaults must be the same.
+    A store keeps the options it was packed with: options other than the defaults, of which ``layout`` is one, must be
+    the same.
     """
     if not source:
         raise RunError("--data is empty; name a store, a folder, an index file, 'synthetic' or 'fingerspelling'")
     try:
-        options = PreprocessOptions(**(preprocess or {}))
+        defaults = PreprocessOptions(layout=layout)
+        options = PreprocessOptions(**preprocess) if preprocess else defaults
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
     if source == "synthetic":
         return SyntheticSigns(num_classes=20, clips_per_class=50, num_signers=12, options=options)
     if looks_packed(source):
-        return PoseDataset(source, split=split, options=None if options == PreprocessOptions() else options)
+        return PoseDataset(source, split=split, options=None if options == defaults else options)
     with warnings.catch_warnings():
         # the commands list the skipped files themselves
         warnings.filterwarnings("ignore", message=r".* files? skipped")

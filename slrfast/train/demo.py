@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from slrfast.data import ClipDataset, PoseBatch
+from slrfast.data import ClipDataset
 from slrfast.systems import SYSTEMS
-from slrfast.train.config import RunError, build_system, choose_device, open_dataset
+from slrfast.train.config import RunError, build_system, choose_device, keypoints_of, open_dataset
+from slrfast.train.inputs import with_inputs
 from slrfast.train.loop import BatchOrder, pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.pictures import draw_embedding, draw_training
@@ -24,6 +25,11 @@ from slrfast.train.scoring import Evaluation, Labelled, encode_dataset
 DESCRIPTION = """Pre-train a small STC (or another --system) without labels, then recognise signs that no training has
 seen the like of: Latin letters of whole sign languages (600 real fingerspelling clips, 19 sign languages), or with
 --synthetic the generated signs of whole signers. The same network untrained and chance stand beside it."""
+INPUTS = {
+    "ccl": {"videos": "rendered", "flow": "identity"},
+    "slp": {"captions": "glosses", "text_encoder": "tiny"},
+}
+"""What a system takes beside poses: pictures drawn from them; "This word is ..." for the texts."""
 EVALUATION_SECONDS = 40.0
 """Kept free of every round's time for encoding, probes and pictures."""
 
@@ -34,7 +40,8 @@ def demo(argv: Sequence[str]) -> int:
     options = _options(argv)
     values, say = options.values, speaker(options.json)
     options.check_run()
-    dataset = open_dataset(values["data"])
+    name = values["name"]
+    poses = dataset = open_dataset(values["data"], layout=keypoints_of(name))
     kind = "sign languages" if values["data"] == "fingerspelling" else "signers"
     clips = Labelled.of(dataset)
     folds = clips.folds(values["folds"])[: values["rounds"]]
@@ -52,12 +59,12 @@ def demo(argv: Sequence[str]) -> int:
         if not going_on and folder is not options.run:
             folder.create(overwrite=True)
         held_groups = {clips.groups[i] for i in held}
+        system = build_system(name, options.system, options.train.seed).to(choose_device(options.train.device))
+        dataset = with_inputs(name, poses, values | INPUTS.get(name, {}), system)
         seen = dataset.subset(i for i, group in enumerate(dataset.groups) if group not in held_groups)
-        system = build_system(values["name"], options.system, options.train.seed).to(
-            choose_device(options.train.device)
-        )
         say(f"held out entirely: {', '.join(sorted(held_groups))}")
-        say(f"pre-training {network_size(system)} on {len(seen)} clips without labels, {options.system.epochs} epochs")
+        labels = "with their glosses as texts" if name == "slp" else "without labels"
+        say(f"pre-training {network_size(system)} on {len(seen)} clips {labels}, {options.system.epochs} epochs")
         untrained = encode_dataset(system, dataset, clips.index, progress="untrained")
         limit = None
         if values["epochs"] is None:
@@ -148,7 +155,9 @@ def _fit_to_time(options: TrainingOptions, dataset: ClipDataset, rounds: int, be
 def shortened(config: Any, epochs: int) -> Any:
     """A system's config with another number of epochs and all that it counts in epochs moved along."""
     share = epochs / config.epochs
-    changes: dict[str, Any] = {"milestones": tuple(max(1, round(m * share)) for m in config.milestones)}
+    changes: dict[str, Any] = {}
+    if hasattr(config, "milestones"):
+        changes["milestones"] = tuple(max(1, round(m * share)) for m in config.milestones)
     changes |= {name: getattr(config, name) * share for name in ("warmup", "semantic_ramp") if hasattr(config, name)}
     return dataclasses.replace(config, epochs=epochs, **changes)
 
@@ -156,7 +165,9 @@ def shortened(config: Any, epochs: int) -> Any:
 def _seconds_per_step(options: TrainingOptions, dataset: ClipDataset, steps: int = 3) -> float:
     """Measured on a scratch copy of the network, after one step that warms up."""
     device = choose_device(options.train.device)
-    system = build_system(options.values["name"], options.system, options.train.seed).to(device)
+    name = options.values["name"]
+    system = build_system(name, options.system, options.train.seed).to(device)
+    dataset = with_inputs(name, dataset, options.values | INPUTS.get(name, {}), system)
     optimizer = system.optimizer()
     size = options.system.batch_size
     if len(dataset) < size:
@@ -166,7 +177,7 @@ def _seconds_per_step(options: TrainingOptions, dataset: ClipDataset, steps: int
         for number, indices in enumerate(BatchOrder(size, size, 0, 0, steps + 1)):
             if number == 1:
                 start = time.perf_counter()
-            loss = system.training_step(PoseBatch.collate([dataset[i] for i in indices]).to(device))["loss"]
+            loss = system.training_step(dataset.batch(indices).to(device))["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from slrfast import checks
-from slrfast.train.config import RunError, build_system, choose_device, load_system, open_dataset, system_config
+from slrfast.train.config import (
+    RunError,
+    build_system,
+    choose_device,
+    keypoints_of,
+    load_system,
+    open_dataset,
+    system_config,
+)
+from slrfast.train.inputs import with_inputs
 from slrfast.train.pictures import draw_embedding
 from slrfast.train.report import report_skipped
 from slrfast.train.runs import RunFolder, write_json
@@ -57,7 +66,9 @@ def evaluate_run(
     }
     same = trained_on is not None and _one_name(source) == _one_name(trained_on)
     split = split or (config.get("split") if same else None)
-    dataset = open_dataset(source, split, config.get("preprocess"))
+    dataset = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
+    if same:  # of other clips there are poses alone
+        dataset = with_inputs(name, dataset, config, networks["pre-trained"], train=False)
     report_skipped(dataset, folder.evaluation_skipped, say)
     clips = Labelled.of(dataset)
     features = {key: encode_dataset(system, dataset, clips.index, progress=key) for key, system in networks.items()}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import jsonargparse
 
-from slrfast.train.config import PRESETS, RunError, TrainConfig, read_yaml, system_config
+from slrfast.train.config import RunError, TrainConfig, presets, read_yaml, system_config
 from slrfast.train.runs import RunFolder
 
 TRAIN_HELP = {
@@ -106,11 +106,11 @@ def training_options(
     """
     early = _early_options(argv)
     preset = early["preset"] or preset
-    if preset not in PRESETS:
-        raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file of these options")
     parser.add_argument("--name", type=Literal[name], default=name, help=argparse.SUPPRESS)
-    parser.add_argument("--preset", type=str, default=preset, help=f"{', '.join(PRESETS)}: defaults of --system.*")
+    parser.add_argument(
+        "--preset", type=str, default=preset, help=f"{', '.join(presets(name))}: defaults of --system.*"
+    )
     parser.add_argument("--run", type=str, help=f"run folder (default: {run_prefix}-<date>)")
     parser.add_argument("--resume", type=str, metavar="RUN", help="go on with the run in this folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in an existing --run folder")

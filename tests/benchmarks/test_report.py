@@ -87,10 +87,24 @@ def test_loss_curves_are_drawn_and_stated(tmp_path):
     (tmp_path / "cpu-x" / "loss_curves.json").write_text(json.dumps(run))
     text = report.render_curves(report.newest(tmp_path, "curves"))
     assert "20 training steps of a small STC" in text and all(number in text for number in ("0.025", "0.05 ", "0.95"))
-    assert text.endswith("![Loss curves](docs/loss_curves.png)")
+    assert text.endswith("![Loss curves](loss_curves.png)")
     assert report.render_curves(report.newest(tmp_path)) == ""
     report.draw_curves(run, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_summary_names_the_least_and_the_most_gain(tmp_path):
+    assert report.render_summary({}) == "No results have been recorded yet."
+    write(tmp_path, "motion", "one", "2026-01-01T00:00:00+00:00")
+    (path,) = (tmp_path / "cpu-x").glob("*.json")
+    run = json.loads(path.read_text())
+    lossy = {**CASE, "name": "small", "seconds": {"slrfast": 2e-5, "slrfast, bf16": 1e-5, "padded": 1e-5}}
+    path.write_text(json.dumps({**run, "cases": [CASE, {**lossy, "baseline": "padded"}, {**CASE, "name": "middle"}]}))
+    write(tmp_path, "step", "one", "2026-01-01T00:00:00+00:00")
+    text = report.render_summary(report.newest(tmp_path))
+    assert text.startswith("On cpu-x, 2 threads")
+    assert "| motion | 3 | 0.50x of padded: small | 5.00x of eager: paper |" in text
+    assert "| step | 1 | 5.00x of eager: paper |  |" in text
 
 
 def test_only_the_text_between_the_markers_changes():

@@ -1,0 +1,128 @@
+"""What a system is trained on beside poses: the pictures of CCL-SLR, the texts of SLP."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from slrfast.data import ClipDataset, PreprocessOptions, looks_packed
+from slrfast.data.motion_masks import MotionMasks
+from slrfast.data.render import RenderedDataset
+from slrfast.data.rgb import RGBDataset, clip_frames
+from slrfast.data.text import CaptionedDataset, TextEncoder, gloss_captions, read_captions, tiny_text_encoder
+from slrfast.nn import Flow, IdentityFlow, MotionPreservingMask
+from slrfast.train.config import RunError, keypoints_of
+from slrfast.train.options import Parser
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "ccl": {
+        "videos": "folder with the video of every clip, or 'rendered': pictures drawn from the poses",
+        "flow": "what the motion masks are made with: folder of slrfast fit-flow, or 'identity'",
+    },
+    "slp": {
+        "captions": "CSV or JSON with the sentence of every clip, or 'glosses': class names through a template",
+        "language": "of captions that do not name theirs and of glosses, such as de_DE",
+        "text_encoder": "mBART-50: folder or name on the hub; 'tiny': a small one with random weights, for trials",
+    },
+}
+"""The options of each system's inputs, with their help."""
+_SOURCES = ("synthetic", "fingerspelling")
+
+
+def add_options(parser: Parser, name: str) -> list[str]:
+    """Add the options of a system's inputs to a command; their names."""
+    for option, text in OPTIONS.get(name, {}).items():
+        parser.add_argument(f"--{option}", type=str, help=text)
+    return list(OPTIONS.get(name, {}))
+
+
+def with_inputs(
+    name: str,
+    dataset: ClipDataset,
+    values: Mapping[str, Any],
+    system: Any,
+    *,
+    train: bool = True,
+    say: Callable[[str], object] = lambda _: None,
+) -> ClipDataset:
+    """The clips with all that a system takes of them.
+
+    Args:
+        name: of the system.
+        dataset: its clips.
+        values: of the options above, and "data", "split" and "preprocess" of the command.
+        system: gets its text encoder.
+        train: False leaves out what only training reads: masks and texts.
+        say: told what was found.
+    Raises:
+        RunError: the clips have another layout than the system takes, or an option is missing.
+    """
+    got, wanted = dataset[0].xy.shape[1], keypoints_of(name)
+    if got != wanted:
+        raise RunError(f"{name} takes clips of {wanted} keypoints, these have {got}; use --preprocess.layout {wanted}")
+    made = dataset
+    if name == "ccl" and "rgb" in system.config.modalities:
+        made = _with_pictures(dataset, values, system.config, train)
+    elif name == "slp" and train and "contrast" in system.config.tasks:
+        made = _with_texts(dataset, values, system)
+    for note in made.notes[len(dataset.notes) :]:
+        say(note)
+    return made
+
+
+def cache_folder(*names: str) -> Path:
+    """Where what can be made again is kept: in $SLRFAST_CACHE, else with the user's other caches."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SLRFAST_CACHE") or Path(home, "slrfast"), *names)
+
+
+def _with_pictures(dataset: ClipDataset, values: Mapping[str, Any], config: Any, train: bool) -> ClipDataset:
+    videos, flow = values.get("videos"), values.get("flow")
+    if videos is None:
+        raise RunError("--videos must name the folder of the clips' videos, or 'rendered'")
+    masks = None
+    if train and config.mask_probability > 0:
+        if flow is None:
+            raise RunError(
+                "--flow must name what slrfast fit-flow wrote, or 'identity'; or --system.mask_probability 0"
+            )
+        maker = MotionPreservingMask(*_flow(flow))
+        masks = MotionMasks(maker, cache_folder("masks", maker.fingerprint()))
+    shape: dict[str, Any] = {"frames": 2 * config.frames, "size": -(-config.image_size * 8 // 7 // 16) * 16}
+    if videos == "rendered":
+        return RenderedDataset(dataset, masks=masks, **shape)
+    data = values["data"]
+    known = None
+    if data not in _SOURCES and not looks_packed(data):
+        options = PreprocessOptions(**values["preprocess"])
+        known = clip_frames(data, split=values.get("split"), options=options, progress=True)
+    return RGBDataset(dataset, videos, masks=masks, clip_frames=known, progress=True, **shape)
+
+
+def _flow(flow: str) -> tuple[Any, float, bool]:
+    """The flow, and which of its latents are kept: the identity's are pixels, whose deviations are small."""
+    return (IdentityFlow(), 0.9, True) if flow == "identity" else (Flow.from_pretrained(flow), 0.5, False)
+
+
+def _with_texts(dataset: ClipDataset, values: Mapping[str, Any], system: Any) -> ClipDataset:
+    source, encoder, language = (values.get(key) for key in ("captions", "text_encoder", "language"))
+    if source is None or encoder is None:
+        missing = "--captions" if source is None else "--text_encoder"
+        raise RunError(f"{missing} is needed; or reconstruct poses alone: --system.tasks [reconstruction]")
+    captions = (
+        gloss_captions(dataset, language=language or "en_XX")
+        if source == "glosses"
+        else read_captions(source, language=language)
+    )
+    if encoder == "tiny":
+        sentences = sorted({caption.text for caption in captions.values()})
+        mark = hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]
+        width = system.config.text_dim
+        system.text = tiny_text_encoder(cache_folder("tiny", f"{mark}-{width}"), sentences, dim=width)
+    else:
+        system.text = TextEncoder(encoder)
+        system.text = TextEncoder(encoder, cache_folder("texts", system.text.fingerprint))
+    return CaptionedDataset(dataset, captions, system.text)
