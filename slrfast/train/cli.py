@@ -181,7 +181,7 @@ def _pretrain(options: TrainingOptions) -> int:
     draw_embedding({"pre-trained": features}, labels, dataset.class_names, options.run.embedding_picture)
     speed = f", {result.clips_per_second:.0f} clips/s" if result.clips_per_second else ""
     say(f"done: {result.steps} steps in {result.seconds:.0f} s{speed}")
-    say(f"model, loss.png, views.png and embedding.png are in {options.run.path}")
+    say(f"the model and pictures of losses, views and embedding are in {options.run.path}")
     say(f"next: slrfast evaluate --run {options.run.path}")
     if options.json:
         print(json.dumps(results))

@@ -81,6 +81,34 @@ def draw_views(
     save_figure(figure, path)
 
 
+def draw_rgb(views: Sequence[Any], names: Sequence[str], path: str | Path, *, moments: int = 6) -> None:
+    """The pictures of both views of a few clips.
+
+    Args:
+        views: two objects with rgb [B, 3, T, H, W] in [0, 1].
+        names: one per clip.
+        path: PNG to write.
+        moments: frames per view.
+    """
+    rows = 2 * len(names)
+    figure = Figure(figsize=(1.5 * moments + 0.9, 1.55 * rows + 0.6), layout="constrained")
+    figure.suptitle("The pictures of two augmented views of the same clips", fontsize=12, color=INK)
+    grid = figure.add_gridspec(rows, moments, hspace=0.02, wspace=0.02)
+    for row in range(rows):
+        clip, view = divmod(row, 2)
+        frames = views[view].rgb[clip].detach().float().cpu().permute(1, 2, 3, 0).clamp(0, 1).numpy()
+        for column, moment in enumerate(np.linspace(0, len(frames) - 1, moments).round().astype(int)):
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(frames[moment])
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column == 0:
+                axes.set_ylabel(f"{names[clip]}\nview {view + 1}", fontsize=9, color=INK)
+            if row == 0:
+                axes.set_title(f"frame {moment + 1} of {len(frames)}", fontsize=9, color=INK)
+    save_figure(figure, path)
+
+
 def _caption(clip: Clip, class_names: Sequence[str]) -> str:
     """The class and group of a clip, or else its name, in at most 24 characters."""
     known = [class_names[clip.label] if clip.label >= 0 else "", clip.group]
@@ -140,12 +168,15 @@ def draw_embedding(maps: Mapping[str, Tensor], labels: Tensor, names: Sequence[s
 
 
 def draw_training(folder: RunFolder, system: Any, dataset: Any) -> None:
-    """loss.png, and views.png of the first three clips."""
+    """loss.png, and of the first three clips views.png and, if they have pictures, rgb.png."""
     draw_losses(folder.read_metrics(), folder.loss_picture)
     few = [dataset[i] for i in range(min(3, len(dataset)))]
     device = next(system.parameters()).device
     views = system.views(PoseBatch.collate(few).to(device), torch.Generator(device).manual_seed(0))
-    draw_views(views, [_caption(clip, dataset.class_names) for clip in few], folder.views_picture)
+    names = [_caption(clip, dataset.class_names) for clip in few]
+    draw_views(views, names, folder.views_picture)
+    if getattr(views[0], "rgb", None) is not None:
+        draw_rgb(views, names, folder.rgb_picture)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ class RunFolder:
         self.skipped = self.path / "skipped.txt"
         self.loss_picture = self.path / "loss.png"
         self.views_picture = self.path / "views.png"
+        self.rgb_picture = self.path / "rgb.png"
         self.embedding_picture = self.path / "embedding.png"
 
     def check(self, *, overwrite: bool = False) -> None:
