@@ -93,7 +93,7 @@ class Cache:
             self._values = self._map()
         value = self._values[start : start + size]
         if key not in self._verified:
-            if zlib.crc32(value) != crc:
+            if zlib.crc32(value.data) != crc:
                 raise self._damaged(VALUES, f"the {size} bytes from {start} on have a wrong checksum")
             self._verified.add(key)
         return value

@@ -53,7 +53,8 @@ class MotionMasks:
 
     def __init__(self, maker: MaskMaker, folder: str | os.PathLike | None = None) -> None:
         self.maker = maker
-        self._cache = None if folder is None else Cache(folder, "motion masks", {"flow": maker.fingerprint()})
+        made_by = {"flow or other options": maker.fingerprint()}
+        self._cache = None if folder is None else Cache(folder, "motion masks", made_by)
 
     def __len__(self) -> int:
         return 0 if self._cache is None else len(self._cache)

@@ -112,7 +112,7 @@ class RGBDataset(PictureDataset):
             try:
                 if path is None:
                     raise VideoFileError(names[i], "there is no video of this name")
-                count = self.reader.probe(path).count
+                count = self.reader.probe(path).frames
                 wanted, exact = _in_step(path, count, lengths[i], known, frames, options)
             except VideoFileError as error:
                 skipped.append((names[i], error.reason))

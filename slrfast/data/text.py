@@ -188,10 +188,11 @@ class CaptionedDataset(WrappedDataset):
             self.tokens.append(tokens)
             cut += [name] if left_out else []
         unpaired = sum(not len(tokens) for tokens in self.tokens)
-        self.notes += [f"{unpaired} of {len(names)} clips have no text and are unpaired"] if unpaired else []
-        self.notes += [f"{len(empty)} captions are empty: {some(empty)}"] if empty else []
+        notes = [f"{unpaired} of {len(names)} clips have no text and are unpaired"] if unpaired else []
+        notes += [f"{len(empty)} captions are empty: {some(empty)}"] if empty else []
         if cut:
-            self.notes.append(f"{len(cut)} texts were cut to {encoder.max_tokens} tokens: {some(cut)}")
+            notes.append(f"{len(cut)} texts were cut to {encoder.max_tokens} tokens: {some(cut)}")
+        self.notes = [*self.notes, *notes]
 
     def added(self, index: int) -> dict[str, Any]:
         """``tokens``."""

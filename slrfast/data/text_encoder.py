@@ -242,15 +242,15 @@ class TextEncoder:
 
     @cached_property
     def _encoder(self) -> torch.nn.Module:
-        tensors = read_weights(self._folder, self._weights)
         with torch.device("meta"):
             encoder = build(self._config)
+        names = encoder.state_dict().keys()  # old checkpoints hold more, such as "version"
+        tensors = {name: one for name, one in read_weights(self._folder, self._weights).items() if name in names}
         try:
             encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         except RuntimeError as error:
-            raise TextEncoderError(
-                f"{self._folder}: the weights do not fit config.json ({one_line(str(error))[:200]})"
-            ) from error
+            why = " ".join(one_line(str(error)).split())[:200]
+            raise TextEncoderError(f"{self._folder}: the weights do not fit config.json ({why})") from error
         return encoder.eval().requires_grad_(False).to(self.device)
 
 

@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 _WORKER = Path(__file__).with_name("video_worker.py")
-_LARGEST = 1 << 31
 
 
 class VideoFileError(SlrfastError, ValueError):
@@ -53,7 +52,7 @@ class VideoDecoderError(SlrfastError, RuntimeError):
 class VideoInfo(NamedTuple):
     """How many frames a video has, by its packets, and how many a second (0 if it does not say)."""
 
-    count: int
+    frames: int
     fps: float
 
 
@@ -101,7 +100,7 @@ class VideoReader:
             VideoFileError: the file is no video, has no frame, or went over a limit.
             VideoDecoderError: PyAV is not installed.
         """
-        told, _ = self._ask(path, None, None)
+        told, _ = self._ask(path, None, None, 0)
         return VideoInfo(int(told["count"]), float(told["fps"]))
 
     def read(self, path: str | os.PathLike, frames: int | Sequence[int], size: int | tuple[int, int]) -> Decoded:
@@ -123,8 +122,8 @@ class VideoReader:
             at = [int(number) for number in frames]
             rising = 0 < len(at) <= 4096 and at[0] >= 0 and all(a <= b for a, b in zip(at, at[1:], strict=False))
             checks.require(rising, "VideoReader", "frames", "be 1 to 4096 numbers that never fall", at[:8])
-        told, content = self._ask(path, at, (height, width))
-        count = frames if isinstance(frames, int) else len(at)  # type: ignore[arg-type]
+        count = at if isinstance(at, int) else len(at)
+        told, content = self._ask(path, at, (height, width), count * height * width * 3)
         pictures = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(count, height, width, 3))
         missing = 0 if isinstance(at, int) else sum(number >= told["decoded"] for number in at)
         if isinstance(at, int) and told["decoded"] < told["count"]:
@@ -162,7 +161,7 @@ class VideoReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def _ask(self, video: str | os.PathLike, at: Any, size: Any) -> tuple[dict[str, Any], bytearray]:
+    def _ask(self, video: str | os.PathLike, at: Any, size: Any, length: int) -> tuple[dict[str, Any], bytearray]:
         path = Path(video)
         try:
             if path.stat().st_size == 0:
@@ -183,24 +182,28 @@ class VideoReader:
         timer = threading.Timer(self.time_limit, stop)
         timer.daemon = True
         timer.start()
+        content, whole = bytearray(length), False
         try:
-            job = json.dumps({"path": os.fspath(path.absolute()), "at": at, "size": size})
             try:
-                process.stdin.write(job.encode() + b"\n")
+                job = {"path": os.fspath(path.absolute()), "at": at, "size": size}
+                process.stdin.write(json.dumps(job).encode() + b"\n")
                 process.stdin.flush()
             except BrokenPipeError:  # it is dead, and its answer will be none
                 pass
             told = self._answer()
-            content = bytearray(told.get("bytes", 0) if told else 0)
-            if told is None or "failed" not in told and not self._fill(content):
-                why = f"took more than {self.time_limit:g} seconds" if late.is_set() else self._ending()
-                self.close()
-                raise VideoFileError(video, why)
+            if "failed" not in told:
+                numbers = all(isinstance(told.get(name), int) for name in ("count", "decoded"))
+                whole = numbers and told.get("bytes") == length and self._fill(content)
+                if not whole:
+                    raise VideoFileError(video, self._ending(late))
         except BaseException:  # also Ctrl-C: what is half read would be taken for the next answer
             self.close()
             raise
         finally:
             timer.cancel()
+            timer.join()
+        if late.is_set():  # it answered at the last moment
+            self.close()
         if "failed" in told:
             raise VideoFileError(video, str(told["failed"]))
         return told, content
@@ -216,25 +219,22 @@ class VideoReader:
             start_new_session=True,  # Ctrl-C is for this process, which then ends the other
         )
         told = self._answer()
-        if told is None or "ready" not in told:
-            ending = self._ending() if told is None else ""
-            self.close()
-            if told is None:
-                raise VideoDecoderError(f"the process that decodes videos does not start; something {ending}")
-            missing = told.get("missing")
-            raise VideoDecoderError(f"reading videos needs the package {missing}: pip install 'slrfast[video]'")
+        if "ready" in told:
+            return
+        why = f"the process that decodes videos does not start; something {self._ending()}"
+        if "missing" in told:
+            why = f"reading videos needs the package {told['missing']}: pip install 'slrfast[video]'"
+        self.close()
+        raise VideoDecoderError(one_line(why))
 
-    def _answer(self) -> dict[str, Any] | None:
-        """The next answer; None if the process ended or what it says makes no sense."""
+    def _answer(self) -> dict[str, Any]:
+        """The next answer; empty if the process ended or what it says makes no sense."""
         assert self._process is not None and self._process.stdout is not None
         try:
             told = json.loads(self._process.stdout.readline(1 << 16))
-        except ValueError:
-            return None
-        if not isinstance(told, dict):
-            return None
-        fits = "ready" in told or "missing" in told or "failed" in told
-        return told if fits or 0 <= told.get("bytes", -1) <= _LARGEST else None
+        except (ValueError, RecursionError):
+            return {}
+        return told if isinstance(told, dict) else {}
 
     def _fill(self, content: bytearray) -> bool:
         assert self._process is not None and self._process.stdout is not None
@@ -246,7 +246,10 @@ class VideoReader:
             done += count
         return True
 
-    def _ending(self) -> str:
+    def _ending(self, late: threading.Event | None = None) -> str:
+        """What a video did to the process."""
+        if late is not None and late.is_set():
+            return f"took more than {self.time_limit:g} seconds"
         assert self._process is not None and self._log is not None
         try:
             code = self._process.wait(5)

@@ -83,6 +83,8 @@ def read(path: str, at, size) -> tuple[dict, bytes]:
             raise Unreadable("has no video in it")
         stream = container.streams.video[0]
         context = stream.codec_context
+        if context is None:
+            raise Unreadable("is in a codec that is not known here")
         if not 0 < context.width * context.height <= MAX_PIXELS:
             raise Unreadable(f"has frames of {context.width} x {context.height} pixels")
         context.thread_count = 1

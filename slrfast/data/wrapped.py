@@ -106,12 +106,12 @@ def match(names: Sequence[str], found: Mapping[str, T]) -> list[T | None]:
     plain = {_plain(key): key for key in found}
     bare = [_plain(name).rpartition("/")[2] for name in names]
     theirs: dict[str, list[str]] = {}
-    for key in found:
-        theirs.setdefault(_plain(key).rpartition("/")[2], []).append(key)
+    for other in found:
+        theirs.setdefault(_plain(other).rpartition("/")[2], []).append(other)
     counts = Counter(bare)
     matched: list[T | None] = []
     for name, stem in zip(names, bare, strict=True):
-        key = name if name in found else plain.get(_plain(name))
+        key: str | None = name if name in found else plain.get(_plain(name))
         if key is None and counts[stem] == 1 and len(theirs.get(stem, [])) == 1:
             key = theirs[stem][0]
         matched.append(None if key is None else found[key])

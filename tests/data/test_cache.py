@@ -75,10 +75,13 @@ def test_a_file_that_grew_before_its_bytes_came_is_cut_off(tmp_path):
     filled(tmp_path, 3)
     with open(tmp_path / INDEX, "ab") as file:
         file.write(bytes(64 + 20))
+    with open(tmp_path / VALUES, "ab") as file:
+        file.write(bytes(500))
     cache = Cache(tmp_path, "squares", MADE_BY)
     assert holds(cache, range(3)) and len(cache) == 3
     cache.put({key(3): value(3)})
     assert holds(Cache(tmp_path, "squares", MADE_BY), range(4)) and (tmp_path / INDEX).stat().st_size == 4 * 64
+    assert (tmp_path / VALUES).stat().st_size == sum(len(value(i)) for i in range(4))
 
 
 def test_a_full_disk_leaves_the_cache_as_it_was(tmp_path, monkeypatch):

@@ -60,7 +60,8 @@ def test_nothing_is_kept_without_a_folder():
 def test_masks_of_another_flow_are_named(tmp_path):
     MotionMasks(Changing(20), tmp_path)(clip())
     with pytest.raises(
-        CacheError, match=r"these motion masks were made with another flow \(fingerprint changing by , not"
+        CacheError,
+        match=r"these motion masks were made with another flow or other options \(fingerprint changing by , not",
     ):
         MotionMasks(Changing(30), tmp_path)
 

@@ -103,7 +103,7 @@ def test_files_that_are_no_video(reader, write_video, tmp_path):
             reader.read(tmp_path / name, 4, 16)
         with pytest.raises(VideoFileError, match=f"{name}: {message}"):
             reader.probe(tmp_path / name)
-    assert reader.probe(tmp_path / "whole.mp4").count == 30
+    assert reader.probe(tmp_path / "whole.mp4").frames == 30
 
 
 def test_sound_is_no_video(reader, tmp_path):
@@ -165,7 +165,7 @@ def test_a_video_may_not_take_for_ever(write_video, monkeypatch, tmp_path):
         assert time.monotonic() - start < 10
         patch.undo()
         impatient.time_limit = 60
-        assert impatient.probe(path).count == 4  # another process has been started
+        assert impatient.probe(path).frames == 4  # another process has been started
 
 
 def test_a_video_that_crashes_the_decoder_takes_nobody_with_it(write_video, monkeypatch, tmp_path):
@@ -181,6 +181,7 @@ def test_a_video_that_crashes_the_decoder_takes_nobody_with_it(write_video, monk
                 "ended the decoder by exit code 0",
             ),
             ("sys.stdout.write('{\"bytes\": 99999999999}\\n')", "ended the decoder by exit code 0"),
+            ('sys.stdout.write(\'{"bytes": 768, "decoded": [], "count": 1}\\n\')', "ended the decoder by exit code 0"),
             ("sys.stdout.write('[]\\n')", "ended the decoder by exit code 0"),
         ]:
             (tmp_path / "worker.py").write_text(READY + script)
@@ -188,7 +189,7 @@ def test_a_video_that_crashes_the_decoder_takes_nobody_with_it(write_video, monk
             with pytest.raises(VideoFileError, match=f"a.mp4: {message}"):
                 reader.read(path, 1, 16)
         patch.undo()
-        assert reader.probe(path).count == 4
+        assert reader.probe(path).frames == 4
 
 
 def test_memory_is_limited(write_video):
@@ -222,7 +223,7 @@ def test_a_stopped_reading_leaves_no_half_answer(reader, write_video, monkeypatc
 def test_names_that_are_no_text(reader, write_video, tmp_path):
     path = os.fsencode(tmp_path / "a") + b"\xff\n.mp4"
     os.rename(write_video("a.mp4", np.arange(3)), path)
-    assert reader.probe(os.fsdecode(path)).count == 3
+    assert reader.probe(os.fsdecode(path)).frames == 3
     assert "\\udcff\\n.mp4" in str(VideoFileError(os.fsdecode(path), "is odd"))
 
 
@@ -241,17 +242,17 @@ def test_readers_go_to_other_processes(reader, write_video):
     path = write_video("a.mp4", np.arange(3))
     reader.probe(path)
     with pickle.loads(pickle.dumps(reader)) as other:
-        assert other._process is None and other.probe(path).count == 3
+        assert other._process is None and other.probe(path).frames == 3
     parent = reader._process.pid
     child = os.fork()
     if child == 0:  # the child must neither read its parent's answers nor end its parent's decoder
         try:
-            ok = reader.probe(path).count == 3 and reader._process.pid != parent
+            ok = reader.probe(path).frames == 3 and reader._process.pid != parent
             reader.close()
         finally:
             os._exit(0 if ok else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert reader.probe(path).count == 3 and reader._process.pid == parent
+    assert reader.probe(path).frames == 3 and reader._process.pid == parent
 
 
 def test_without_pyav_the_error_names_the_extra(tmp_path, write_video, monkeypatch):
@@ -293,7 +294,28 @@ def test_real_clips(reader, shared_data):
     videos = list_videos(shared_data / "clips")
     assert len(videos) == 13
     assert (
-        reader.probe(videos["wlasl_01377_afraid.mp4"]).count == 22
+        reader.probe(videos["wlasl_01377_afraid.mp4"]).frames == 22
     )  # of 25 packets, three before its edit list's start
     rgb, missing = reader.read(videos["wlasl_01377_afraid.mp4"], 32, 112)
     assert rgb.shape == (3, 32, 112, 112) and missing == 0 and rgb.float().std() > 20
+
+
+@pytest.mark.parametrize("name, codec", [("a.mp4", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")])
+def test_damaged_videos_give_frames_or_one_error(reader, write_video, tmp_path, name, codec):
+    content = write_video(name, np.random.default_rng(0).integers(0, 255, (6, 48, 64, 3)), codec).read_bytes()
+    rng, refused = np.random.default_rng(1), 0
+    for _ in range(40):
+        damaged = bytearray(content)
+        for _ in range(rng.integers(1, 12)):
+            damaged[rng.integers(len(damaged))] = rng.integers(256)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(damaged)) :]
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            rgb = reader.read(tmp_path / name, 4, 16).rgb
+        except VideoFileError as error:
+            refused += 1
+            assert str(error).startswith(str(tmp_path / name)) and "\n" not in str(error)
+        else:
+            assert rgb.shape == (3, 4, 16, 16)
+    assert 0 < refused < 40
