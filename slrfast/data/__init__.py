@@ -11,10 +11,11 @@ from slrfast.data.packing import pack
 from slrfast.data.pose import Pose
 from slrfast.data.preprocess import PreprocessOptions, preprocess
 from slrfast.data.render import RenderedDataset
-from slrfast.data.rgb import RGBDataset
+from slrfast.data.rgb import RGBDataset, clip_frames
 from slrfast.data.store import PoseStore, looks_packed
 from slrfast.data.synthetic import SyntheticSigns
 from slrfast.data.text import CaptionedDataset, TextEncoder, gloss_captions, read_captions, tiny_text_encoder
+from slrfast.data.video import VideoReader
 
 __all__ = [
     "FORMATS",
@@ -33,6 +34,8 @@ __all__ = [
     "RenderedDataset",
     "SyntheticSigns",
     "TextEncoder",
+    "VideoReader",
+    "clip_frames",
     "gloss_captions",
     "load_pose",
     "looks_packed",

@@ -13,6 +13,7 @@ from slrfast.data.motion_masks import MotionMasks
 from slrfast.data.render import RenderedDataset
 from slrfast.data.rgb import RGBDataset, clip_frames
 from slrfast.data.text import CaptionedDataset, TextEncoder, gloss_captions, read_captions, tiny_text_encoder
+from slrfast.errors import SlrfastError
 from slrfast.nn import Flow, IdentityFlow, MotionPreservingMask
 from slrfast.train.config import RunError, keypoints_of
 from slrfast.train.options import Parser
@@ -64,10 +65,15 @@ def with_inputs(
     if got != wanted:
         raise RunError(f"{name} takes clips of {wanted} keypoints, these have {got}; use --preprocess.layout {wanted}")
     made = dataset
-    if name == "ccl" and "rgb" in system.config.modalities:
-        made = _with_pictures(dataset, values, system.config, train)
-    elif name == "slp" and train and "contrast" in system.config.tasks:
-        made = _with_texts(dataset, values, system)
+    try:
+        if name == "ccl" and "rgb" in system.config.modalities:
+            made = _with_pictures(dataset, values, system.config, train)
+        elif name == "slp" and train and "contrast" in system.config.tasks:
+            made = _with_texts(dataset, values, system)
+    except SlrfastError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
     for note in made.notes[len(dataset.notes) :]:
         say(note)
     return made
