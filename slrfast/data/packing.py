@@ -53,6 +53,7 @@ from slrfast.data.store import (
     looks_packed,
     plain,
 )
+from slrfast.data.wrapped import WrappedDataset
 from slrfast.errors import DatasetError, SlrfastError
 from slrfast.files import locked
 
@@ -104,6 +105,11 @@ def pack(
     checks.integer_between("pack", 0, 1024, workers=workers)
     check_format("pack", format)
     if isinstance(source, ClipDataset):
+        kind, hint = (
+            type(source).__name__,
+            "pack its .dataset; pictures and texts are added to a store as to any data set",
+        )
+        checks.require(not isinstance(source, WrappedDataset), "pack", "source", "hold poses alone", kind, hint)
         alone = options is None and split is None and format == "auto"
         rule = "be left out, the clips of a data set are pre-processed"
         checks.require(alone, "pack", "options, split and format", rule, (options, split, format))

@@ -174,3 +174,12 @@ def test_a_real_clip(reader, shared_data):
     data = RGBDataset(poses, shared_data / "clips", frames=16, size=112, reader=reader)
     assert data.names == ["wlasl_01377_afraid", "wlasl_01558_ago"] and "1 of 2 clips lack frames" in data.notes[0]
     assert data.batch([0, 1]).rgb.shape == (2, 3, 16, 112, 112)
+
+
+def test_a_data_set_with_pictures_is_not_packed_without_them(tmp_path):
+    from slrfast.data import RenderedDataset, SyntheticSigns, pack
+
+    rendered = RenderedDataset(SyntheticSigns(num_classes=1, clips_per_class=2), frames=2, size=16)
+    with pytest.raises(ValueError, match="pack: source must hold poses alone, got RenderedDataset; pack its .dataset"):
+        pack(rendered, tmp_path / "store")
+    assert len(pack(rendered.dataset, tmp_path / "store")) == 2
