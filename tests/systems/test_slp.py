@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.baselines.slp import padded_step
 from slrfast import graphs
 from slrfast.data import PoseBatch
-from slrfast.nn import sinusoidal_positions
+from slrfast.nn import Packing, sinusoidal_positions
 from slrfast.systems.slp import SLP, SLPConfig, SLPEncoder
 from slrfast.systems.slp_masks import hierarchical_mask
 from slrfast.systems.slp_sequences import average_windows, shorten
@@ -83,15 +85,24 @@ def test_parameters_of_the_specification():
     manual, non_manual = (paper.encoder.branches[name] for name in ("manual", "non_manual"))
     assert count(manual.transformer) == pytest.approx(transformer(1536, 2048)) == pytest.approx(125.959, abs=0.001)
     assert count(non_manual.transformer) == pytest.approx(transformer(1024, 1536)) == pytest.approx(58.808, abs=0.001)
-    # 8 d^2 + 4 d ffn + 4 T d per block and frame, T = 256: the specification's 264 and 126 MFLOP
-    assert 8 * (8 * 1536**2 + 4 * 1536 * 2048 + 4 * 256 * 1536) / 1e6 == pytest.approx(264, abs=0.5)
-    assert 8 * (8 * 1024**2 + 4 * 1024 * 1536 + 4 * 256 * 1024) / 1e6 == pytest.approx(126, abs=0.5)
     assert count(paper.encoder.embed.hand_gcn) == pytest.approx(2.837, abs=0.0005)
     assert [b.map.weight.shape for b in (manual, non_manual)] == [(512, 1536), (512, 1024)]
     assert [tuple(layer.weight.shape) for layer in paper.decoder[::2]] == [(1024, 1024), (158, 1024)]
     assert paper.sign_projection.weight.shape == paper.text_projection.weight.shape == (512, 1024)
     for branch in narrow.branches.values():  # reading (a): both 512 wide
         assert count(branch.transformer) == pytest.approx(transformer(512, 1536))
+
+
+@pytest.mark.parametrize(("branch", "expected"), [("manual", 264e6), ("non_manual", 126e6)])
+def test_operations_of_the_specification(branch, expected):
+    """Of a branch's transformer per frame, in clips of 256 frames."""
+    config = SLPConfig.paper()
+    with torch.device("meta"):
+        transformer = SLPEncoder(config).branches[branch].transformer.eval()
+        frames = torch.empty(1, 256, config.width(branch))
+    with FlopCounterMode(display=False) as counter:
+        transformer(frames)
+    assert counter.get_total_flops() / 256 == pytest.approx(expected, rel=0.005)
 
 
 def test_small_is_small():
@@ -114,8 +125,10 @@ def loop_step(model, batch, keys):
         parts = []
         for name, vectors in (("manual", manual), ("non_manual", non_manual)):
             branch = model.encoder.branches[name]
+            vectors = branch.map(vectors) if config.narrow else vectors
             places = sinusoidal_positions(length, vectors.shape[1], dtype=xy.dtype)
-            parts.append(branch.map(branch.transformer((vectors + places)[None])[0]))  # Eq. 1
+            encoded = branch.transformer((vectors + places)[None])[0]  # Eq. 1
+            parts.append(encoded if config.narrow else branch.map(encoded))
         features = torch.cat(parts, -1)
         rebuilt = model.decoder(features).view(length, 79, 2)
         for t in range(length):
@@ -153,7 +166,11 @@ def loop_step(model, batch, keys):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"similarity": "coarse"}, {"window": 1, "row_temperature": 0.1, "contrast_weight": 0.3, "mask_ratio": 0.8}],
+    [
+        {},
+        {"similarity": "coarse", "narrow": True},
+        {"window": 1, "row_temperature": 0.1, "contrast_weight": 0.3, "mask_ratio": 0.8},
+    ],
     ids=["fine", "coarse", "changed"],
 )
 def test_training_step_is_the_paper_written_as_loops(changes):
@@ -168,6 +185,24 @@ def test_training_step_is_the_paper_written_as_loops(changes):
     assert float(losses["temperature"]) == pytest.approx(0.07)
     losses["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("changes", [{}, {"mask_ratio": 0.8, "window": 3}], ids=["paper", "changed"])
+def test_training_step_is_that_of_padded_clips(changes):
+    """The independent form under benchmarks/baselines: losses and all gradients, in evaluation mode."""
+    model, batch = system(**changes).double().eval(), double(clips(5, texts=(6, 2, 3, 1, 4)))
+    packing = Packing.of(batch.offsets)
+    keys = torch.rand((5, packing.longest, 81), generator=seeded())
+    words = model.text(batch.tokens, batch.token_lengths).double()
+    padded = [packing.pad(x) for x in (batch.xy, batch.confidence)]
+    results = []
+    for losses in (
+        model.training_step(batch, seeded()),
+        padded_step(model, *padded, packing, words, batch.token_lengths, keys),
+    ):
+        gradients = torch.autograd.grad(losses["loss"], list(model.parameters()))
+        results.append([losses["loss"], losses["reconstruction"], losses["contrast"], *gradients])
+    torch.testing.assert_close(*results)
 
 
 def test_masked_joints_cannot_influence_the_features():
@@ -311,7 +346,7 @@ def test_contrast_alone_masks_nothing():
     batch = clips()
     losses, unmasked = model.training_step(batch, seeded()), both.training_step(batch, seeded())
     assert set(losses) == {"loss", "contrast", "temperature"}
-    assert float(unmasked["reconstruction"]) == 0
+    assert unmasked["reconstruction"] == 0
     torch.testing.assert_close(losses["contrast"], unmasked["contrast"])
     assert not hasattr(model, "decoder")
 
