@@ -288,7 +288,8 @@ def _add(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
 def _tile(sign: Tensor, text: Tensor, compute: torch.dtype):
     """The constants (COLUMNS, DEPTH, DOT) of a tile of scores and the launch options."""
     (columns, depth, mode), options = _select.tile(_select.dot_mode(sign.dtype, text.dtype, compute))
-    return (columns, depth, mode), options | {"maxnreg": 255}
+    warps = 8 if mode in ("ieee", "double") else options["num_warps"]  # with four of them registers are spilled
+    return (columns, depth, mode), options | {"num_warps": warps, "maxnreg": 255}
 
 
 def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
