@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native_text
 from slrfast.ops import _dispatch
 from slrfast.ops._losses import REDUCTIONS, attach, wants_grad
 from slrfast.reference import masked_pose_loss as reference
@@ -30,8 +31,19 @@ def _fake(
 
 # ---- backends -------------------------------------------------------------------------------------------------------
 
-_dispatch.register("masked_pose_loss", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.masked_pose_loss_grad}
+
+def _triton(*args) -> tuple[Tensor, Tensor, Tensor]:
+    from slrfast.kernels.triton import masked_pose_loss as kernel
+
+    return kernel.masked_pose_loss(*args)
+
+
+_dispatch.register("masked_pose_loss", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {
+    "native": native_text.masked_pose_loss,
+    "triton": _triton,
+    "reference": reference.masked_pose_loss_grad,
+}
 
 
 def _forward(prediction: Tensor, *args) -> tuple[Tensor, Tensor, Tensor]:

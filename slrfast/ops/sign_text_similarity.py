@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native_text
 from slrfast.ops import _dispatch
+from slrfast.ops._losses import wants_grad
 from slrfast.reference import sign_text_similarity as reference
 from slrfast.reference.precision import accumulation_dtype
 
@@ -27,7 +29,7 @@ def _fake(
     sign: Tensor, text: Tensor, sign_mask: Tensor | None, text_mask: Tensor | None, row_temperature: float, keep: bool
 ) -> tuple[Tensor, Tensor]:
     similarity = sign.new_empty((sign.shape[0], text.shape[0]), dtype=accumulation_dtype(sign, text))
-    return similarity, similarity.new_empty(_kept(sign, text) if keep else 0)
+    return similarity, similarity.new_empty(native_text.kept(sign, text) if keep else 0)
 
 
 def _fake_grad(
@@ -48,14 +50,10 @@ def _fake_grad(
     )
 
 
-def _kept(sign: Tensor, text: Tensor) -> int:
-    """Elements of the score gradients that a forward pass may keep: whole panels of sign rows and of words."""
-    return (sign.shape[0] * sign.shape[1] + 31) // 32 * 32 * ((text.shape[0] * text.shape[1] + 7) // 8 * 8)
-
-
 # ---- backends -------------------------------------------------------------------------------------------------------
 
-_dispatch.register("sign_text_similarity", cpu=("reference",), cuda=("reference",))
+
+KEPT_BYTES, KEPT_ROWS = 4 << 20, 4096  # of what the forward pass may keep, and of either side's rows
 
 
 def _reference(*args) -> tuple[Tensor, Tensor]:
@@ -63,25 +61,50 @@ def _reference(*args) -> tuple[Tensor, Tensor]:
     return similarity, similarity.new_empty(0)
 
 
-def _keeps(sign: Tensor, text: Tensor) -> bool:
-    """Whether the forward pass keeps the gradients of the scores for the backward pass."""
-    return False
+def _reference_grad(*args) -> tuple[Tensor, Tensor]:
+    return reference.sign_text_similarity_grad(*args[:5], *args[6:])
 
 
-_FORWARD = {"reference": _reference}
-_GRAD = {"reference": lambda *args: reference.sign_text_similarity_grad(*args[:5], *args[6:])}
+def _triton(*args) -> tuple[Tensor, Tensor]:
+    from slrfast.kernels.triton import sign_text_similarity as kernel
+
+    similarity = kernel.sign_text_similarity(*args[:5])
+    return similarity, similarity.new_empty(0)
 
 
-def _forward(sign: Tensor, *args) -> tuple[Tensor, Tensor]:
+def _triton_grad(*args) -> tuple[Tensor, Tensor]:
+    from slrfast.kernels.triton import sign_text_similarity as kernel
+
+    return kernel.sign_text_similarity_grad(*args[:5], *args[6:])
+
+
+_dispatch.register("sign_text_similarity", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": native_text.sign_text_similarity, "triton": _triton, "reference": _reference}
+_GRAD = {"native": native_text.sign_text_similarity_grad, "triton": _triton_grad, "reference": _reference_grad}
+
+
+def _forward(sign: Tensor, text: Tensor, *args) -> tuple[Tensor, Tensor]:
     device = sign.device.type
+    name = "native" if args[-1] else _dispatch.choose("sign_text_similarity", device)
     with torch.autocast(device, enabled=False), torch.no_grad():
-        return _FORWARD[_dispatch.choose("sign_text_similarity", device)](sign, *args)
+        return _FORWARD[name](sign, text, *args)
 
 
-def _grad(grad: Tensor, *args) -> tuple[Tensor, Tensor]:
+def _grad(grad: Tensor, sign: Tensor, text: Tensor, sign_mask, text_mask, slopes: Tensor, *args):
     device = grad.device.type
+    name = "native" if slopes.numel() else _dispatch.choose("sign_text_similarity", device)  # which kept them
     with torch.autocast(device, enabled=False), torch.no_grad():
-        return _GRAD[_dispatch.choose("sign_text_similarity", device)](grad, *args)
+        return _GRAD[name](grad, sign, text, sign_mask, text_mask, slopes, *args)
+
+
+def _keeps(sign: Tensor, text: Tensor) -> bool:
+    """Whether the forward pass keeps the scores' gradients: where a backward pass may come and they are few."""
+    if sign.device.type != "cpu" or not (wants_grad(sign) or wants_grad(text)):
+        return False
+    if max(sign.shape[0] * sign.shape[1], text.shape[0] * text.shape[1]) > KEPT_ROWS:
+        return False
+    size = native_text.kept(sign, text) * accumulation_dtype(sign, text).itemsize
+    return size <= KEPT_BYTES and _dispatch.choose("sign_text_similarity", "cpu") == "native"
 
 
 _library.impl("sign_text_similarity", _forward, "CompositeExplicitAutograd")

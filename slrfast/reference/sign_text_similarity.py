@@ -46,8 +46,8 @@ def _seen(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both sequences with zeros where they are masked out, and both masks."""
     sign, text = widen(sign, text)
-    rows = torch.ones_like(sign[..., 0], dtype=torch.bool) if sign_mask is None else sign_mask
-    words = torch.ones_like(text[..., 0], dtype=torch.bool) if text_mask is None else text_mask
+    rows = sign.new_ones(sign.shape[:2], dtype=torch.bool) if sign_mask is None else sign_mask
+    words = text.new_ones(text.shape[:2], dtype=torch.bool) if text_mask is None else text_mask
     return torch.where(rows[..., None], sign, 0.0), torch.where(words[..., None], text, 0.0), rows, words
 
 
