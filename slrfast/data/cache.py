@@ -93,7 +93,7 @@ class Cache:
             self._values = self._map()
         value = self._values[start : start + size]
         if key not in self._verified:
-            if zlib.crc32(value) != crc:
+            if zlib.crc32(value.data) != crc:
                 raise self._damaged(VALUES, f"the {size} bytes from {start} on have a wrong checksum")
             self._verified.add(key)
         return value
@@ -149,9 +149,11 @@ class Cache:
                 told = {"format": _FORMAT, "version": _VERSION, "kind": self.kind, "made_by": self.made_by}
                 with replacing(header) as temporary:
                     temporary.write_text(json.dumps(told, indent=1))
-            found = json.loads(header.read_bytes())
+            content = header.read_bytes()
         except (OSError, CheckpointError) as error:
             raise self._unwritable(error) from error
+        try:
+            found = json.loads(content)
         except (ValueError, RecursionError):
             raise self._damaged(HEADER, "it is no JSON") from None
         if not isinstance(found, dict) or found.get("format") != _FORMAT or found.get("version") != _VERSION:

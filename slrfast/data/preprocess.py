@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -146,7 +146,7 @@ def select(pose: Pose, options: PreprocessOptions) -> Selected:
     if options.units == "auto" and 0 < np.abs(pose.xy).max() <= _FRACTIONS < min(size):
         what = "positions look like fractions of the image, pixels are needed; say units='fractions' when reading"
         raise PoseFileError(pose.path, what)
-    stride = max(2, math.ceil(pose.num_frames / options.max_frames)) if pose.num_frames > options.max_frames else 1
+    stride = frame_stride(pose.num_frames, options)
     joints = joint_indices(pose.layout, options.layout)[_order(options.layout)[0]]
     person = choose_person(pose, options.person)
     xy = np.ascontiguousarray(pose.xy[::stride, person].take(joints, 1).T)
@@ -160,7 +160,28 @@ def normalise(
     clips: Sequence[Selected], options: PreprocessOptions
 ) -> list[tuple[np.ndarray, np.ndarray] | PoseFileError]:
     """Crop and scale clips, all at once: positions and confidences of each, or why there is nothing to see in it."""
-    _, back, arms = _order(options.layout)
+    _, back, _ = _order(options.layout)
+    lengths, frames, xy, confidence, size, hands, scores, corner, side = _boxes(clips, options)
+    hands, scores = crop_normalise(hands, scores, corner, side, options.hand_threshold, mirrored=(1,))
+    seen = confidence[_HANDS:] >= np.float32(options.trunk_threshold)
+    rest = np.where(seen, xy[:, _HANDS:] / size[:, None], 0)
+    out = np.concatenate((hands.reshape(2, _HANDS, frames), rest), 1, dtype=np.float32)[:, back].T
+    out_confidence = np.concatenate((scores.reshape(_HANDS, frames), np.where(seen, confidence[_HANDS:], 0)))[back].T
+    kept: np.ndarray = np.any(side > 0, 0)
+    shown: np.ndarray = np.any(scores > 0, (0, 1))
+    found: list[tuple[np.ndarray, np.ndarray] | PoseFileError] = []
+    for clip, length, end in zip(clips, lengths, np.cumsum(lengths).tolist(), strict=True):
+        these = np.arange(end - length, end)[kept[end - length : end]]
+        if shown[these].any():
+            found.append((np.ascontiguousarray(out[these]), np.ascontiguousarray(out_confidence[these])))
+        else:
+            found.append(PoseFileError(clip.path, "no hand is visible in any frame"))
+    return found
+
+
+def _boxes(clips: Sequence[Selected], options: PreprocessOptions) -> tuple[Any, ...]:
+    """Clips behind each other: lengths, their sum, positions, confidences, image sizes, hands, scores and boxes."""
+    arms = _order(options.layout)[2]
     lengths = [clip.xy.shape[2] for clip in clips]
     xy = np.concatenate([clip.xy for clip in clips], 2, dtype=np.float64)
     confidence = np.concatenate([clip.confidence for clip in clips], 1)
@@ -179,21 +200,22 @@ def normalise(
         arm_threshold=options.arm_threshold,
         bottom_margin=options.bottom_margin,
     )
-    hands, scores = crop_normalise(hands, scores, corner, side, options.hand_threshold, mirrored=(1,))
-    seen = confidence[_HANDS:] >= np.float32(options.trunk_threshold)
-    rest = np.where(seen, xy[:, _HANDS:] / size[:, None], 0)
-    out = np.concatenate((hands.reshape(2, _HANDS, frames), rest), 1, dtype=np.float32)[:, back].T
-    out_confidence = np.concatenate((scores.reshape(_HANDS, frames), np.where(seen, confidence[_HANDS:], 0)))[back].T
-    kept: np.ndarray = np.any(side > 0, 0)
-    shown: np.ndarray = np.any(scores > 0, (0, 1))
-    found: list[tuple[np.ndarray, np.ndarray] | PoseFileError] = []
-    for clip, length, end in zip(clips, lengths, np.cumsum(lengths).tolist(), strict=True):
-        these = np.arange(end - length, end)[kept[end - length : end]]
-        if shown[these].any():
-            found.append((np.ascontiguousarray(out[these]), np.ascontiguousarray(out_confidence[these])))
-        else:
-            found.append(PoseFileError(clip.path, "no hand is visible in any frame"))
-    return found
+    return lengths, frames, xy, confidence, size, hands, scores, corner, side
+
+
+def kept_frames(pose: Pose, options: PreprocessOptions) -> np.ndarray:
+    """Which frames of a pose, and so of its video, the clip of :func:`preprocess` consists of: rising int64 [F].
+
+    Raises:
+        PoseFileError: the image size is unknown, positions are no pixels, or the person does not exist.
+    """
+    *_, side = _boxes([select(pose, options)], options)
+    return np.flatnonzero(np.any(side > 0, 0)) * frame_stride(pose.num_frames, options)
+
+
+def frame_stride(frames: int, options: PreprocessOptions) -> int:
+    """Every how manieth frame of a clip is kept."""
+    return max(2, math.ceil(frames / options.max_frames)) if frames > options.max_frames else 1
 
 
 @lru_cache

@@ -195,7 +195,7 @@ class _Reader(Dataset):
         note: dict[int, str] = {}
         for i in indices:
             try:
-                pose = self._pose(self.entries[i])
+                pose = self.pose(self.entries[i])
                 selected[i] = select(pose, self.options)
                 note[i] = person_rule(self.options.person) if pose.num_people > 1 else ""
             except PoseFileError as error:
@@ -205,7 +205,8 @@ class _Reader(Dataset):
             found[i] = (None, None, clip.reason) if isinstance(clip, PoseFileError) else (*clip, note[i])
         return [found[i] for i in indices]
 
-    def _pose(self, entry: Entry) -> Pose:
+    def pose(self, entry: Entry) -> Pose:
+        """What an entry's file holds, before pre-processing; PoseFileError if it cannot be used."""
         asked = self.options
         if entry.refused:
             raise PoseFileError(entry.name, entry.refused)

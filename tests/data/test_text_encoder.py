@@ -374,3 +374,27 @@ def test_headers_and_records_are_where_the_page_says(folder, tmp_path):
     assert told["kind"] == "text features" and set(told["made_by"]) == {"tokenizer", "text encoder"}
     assert (tmp_path / "cache" / INDEX).stat().st_size == 64 * len(SENTENCES)
     assert (tmp_path / "cache" / VALUES).stat().st_size == 2 * encoder.dim * int(lengths.sum())
+
+
+def test_a_name_on_the_hub(copied, folder, monkeypatch):
+    """Only the encoder's files are fetched, and the pickled weights only where there are no others."""
+    import huggingface_hub
+
+    fetched = []
+
+    def fetch(name, allow_patterns):
+        fetched.extend(allow_patterns)
+        return str(copied)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub.HfApi, "file_exists", lambda self, name, file: True)
+    given = batch(TextEncoder(folder))
+    assert TextEncoder("some/model")(*given).equal(TextEncoder(folder)(*given))
+    assert "pytorch_model.bin" not in fetched and not any(pattern.endswith((".py", "*")) for pattern in fetched)
+    torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    assert TextEncoder("some/model")(*given).equal(TextEncoder(folder)(*given))
+    (copied / "pytorch_model.bin").unlink()
+    with pytest.raises(TextEncoderError, match="has no weights"):
+        TextEncoder("some/model")
+    assert fetched[-1] == "pytorch_model.bin"
