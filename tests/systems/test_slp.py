@@ -428,7 +428,7 @@ def test_optimizer_and_temperature():
     with torch.no_grad():
         model.log_scale.fill_(9.0)
     model.update_after_step()
-    assert float(model.log_scale.exp()) == pytest.approx(100.0)
+    assert float(model.log_scale.detach().exp()) == pytest.approx(100.0)
     model.training_step(clips(), seeded())["loss"].backward()
     assert model.log_scale.grad != 0
     assert len(system(tasks=("reconstruction",)).optimizer().param_groups) == 1
@@ -455,6 +455,20 @@ def test_bf16_autocast_stays_close():
     for name, value in exact.items():
         assert rounded[name].dtype == torch.float32
         torch.testing.assert_close(rounded[name], value, rtol=0.05, atol=1e-3, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("changes", [{"tasks": ("contrast",)}, {"mask_ratio": 1.0}], ids=["seen", "all masked"])
+def test_a_step_on_a_gpu_is_that_of_the_cpu(changes):
+    results = []
+    for device in ("cpu", "cuda"):
+        model, batch = system(**changes).eval().to(device), clips(5, max_frames=40).to(device)
+        losses = model.training_step(batch)
+        losses["loss"].backward()
+        results.append([*losses.values(), *(p.grad for p in model.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs.cpu(), rtol=1e-3, atol=1e-4)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
