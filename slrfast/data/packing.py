@@ -105,10 +105,7 @@ def pack(
     checks.integer_between("pack", 0, 1024, workers=workers)
     check_format("pack", format)
     if isinstance(source, ClipDataset):
-        kind, hint = (
-            type(source).__name__,
-            "pack its .dataset; pictures and texts are added to a store as to any data set",
-        )
+        kind, hint = type(source).__name__, "pack its .dataset; pictures and texts are added when it is opened"
         checks.require(not isinstance(source, WrappedDataset), "pack", "source", "hold poses alone", kind, hint)
         alone = options is None and split is None and format == "auto"
         rule = "be left out, the clips of a data set are pre-processed"

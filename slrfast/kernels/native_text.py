@@ -38,7 +38,9 @@ def sign_text_similarity_grad(
     grad, slopes = grad.to(like.dtype).contiguous(), slopes.contiguous()
     grads = [like.new_empty(x.shape if want else 0) for x, want in ((sign, want_sign), (text, want_text))]
     if grad.shape != like.shape or slopes.numel() not in (0, kept(sign, text)) or slopes.dtype != like.dtype:
-        raise ValueError(f"the gradient of a similarity is {list(like.shape)}, got {list(grad.shape)}, or slopes differ")
+        raise ValueError(
+            f"the gradient of a similarity is {list(like.shape)}, got {list(grad.shape)}, or slopes differ"
+        )
     dtype, *sequences = _sequences(sign, text, sign_mask, text_mask)
     LIBRARY.sign_text_similarity_grad_cpu(
         dtype, grad.data_ptr(), *sequences, row_temperature, slopes.data_ptr(),

@@ -110,7 +110,7 @@ class SLP(Pretrained):
     >>> system = SLP(SLPConfig.small())
     >>> losses = system.training_step(PoseBatch.random(2, keypoints=79))  # without texts: reconstruction alone
     >>> losses["loss"].backward()
-    >>> float(losses["contrast"])
+    >>> losses["contrast"].item()
     0.0
     """
 

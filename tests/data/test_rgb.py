@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from slrfast.data import ClipDataset, PoseBatch, PoseDataset, PreprocessOptions, SyntheticSigns, pack, save_npz
+from slrfast.data import (
+    ClipDataset,
+    PoseBatch,
+    PoseDataset,
+    PreprocessOptions,
+    RenderedDataset,
+    SyntheticSigns,
+    pack,
+    save_npz,
+)
 from slrfast.data.batch import Clip
 from slrfast.data.motion_masks import MotionMasks
 from slrfast.data.rgb import RGBDataset, clip_frames
@@ -177,8 +186,6 @@ def test_a_real_clip(reader, shared_data):
 
 
 def test_a_data_set_with_pictures_is_not_packed_without_them(tmp_path):
-    from slrfast.data import RenderedDataset, SyntheticSigns, pack
-
     rendered = RenderedDataset(SyntheticSigns(num_classes=1, clips_per_class=2), frames=2, size=16)
     with pytest.raises(ValueError, match="pack: source must hold poses alone, got RenderedDataset; pack its .dataset"):
         pack(rendered, tmp_path / "store")

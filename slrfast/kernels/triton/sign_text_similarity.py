@@ -277,7 +277,7 @@ def sign_text_similarity_grad(
 
 def _add(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
     """out = left right [rows, columns], added to what is there with ``add``."""
-    (columns, depth, mode), options = _select.tile(_select.dot_mode(left.dtype, right.dtype, out.dtype))
+    (columns, depth, mode), options = _tile(left, right, out.dtype)
     rows = _select.row_tile(left.shape[0])
     add_product[(triton.cdiv(left.shape[0], rows) * triton.cdiv(right.shape[1], columns),)](
         left, right, out, left.shape[0], right.shape[1], left.shape[1], *left.stride(), *right.stride(), add, rows,
@@ -285,10 +285,11 @@ def _add(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
     )  # fmt: skip
 
 
-def _tile(sign: Tensor, text: Tensor, compute: torch.dtype):
-    """The constants (COLUMNS, DEPTH, DOT) of a tile of scores and the launch options."""
-    (columns, depth, mode), options = _select.tile(_select.dot_mode(sign.dtype, text.dtype, compute))
-    return (columns, depth, mode), options | {"maxnreg": 255}
+def _tile(left: Tensor, right: Tensor, compute: torch.dtype) -> tuple[tuple[int, int, str], dict[str, int]]:
+    """The constants (COLUMNS, DEPTH, DOT) of a tile of products and the launch options."""
+    (columns, depth, mode), options = _select.tile(_select.dot_mode(left.dtype, right.dtype, compute))
+    warps = 8 if mode in ("ieee", "double") else options["num_warps"]  # with four of them registers are spilled
+    return (columns, depth, mode), options | {"num_warps": warps, "maxnreg": 255}
 
 
 def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
