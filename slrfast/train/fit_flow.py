@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slrfast.data import SyntheticSigns
+from slrfast.data.render import RenderedDataset
 from slrfast.data.video import VideoFileError, VideoReader, list_videos
 from slrfast.errors import CheckpointError, one_line
 from slrfast.nn.flow import Flow, FlowConfig
@@ -283,8 +284,6 @@ def _read_clips(options: Any, say: Callable[[str], None]) -> tuple[list[Tensor],
 
 def _synthetic_clips(options: Any) -> tuple[list[Tensor], list[tuple[str, str]]]:
     """uint8 [3, T, S, S] of signs that are drawn."""
-    from slrfast.data.render import RenderedDataset
-
     signs = SyntheticSigns(num_classes=8, clips_per_class=max(1, min(options.videos, 64) // 8), seed=options.seed)
     rendered = RenderedDataset(signs, frames=options.frames, size=options.size, seed=options.seed)
     return [rendered.pictures(index) for index in range(min(len(signs), options.videos))], []
