@@ -76,6 +76,7 @@ PYBIND11_MODULE(_C, module) {
   define(module, "graph_conv_grad_cpu", slr_graph_conv_grad_cpu);
   define(module, "info_nce_cpu", slr_info_nce_cpu);
   define(module, "masked_motion_loss_cpu", slr_masked_motion_loss_cpu);
+  define(module, "masked_pose_loss_cpu", slr_masked_pose_loss_cpu);
   define(module, "mined_bce_cpu", slr_mined_bce_cpu);
   define(module, "motion_cpu", slr_motion_cpu);
   define(module, "motion_cuda", slr_motion_cuda);
@@ -90,6 +91,8 @@ PYBIND11_MODULE(_C, module) {
   define(module, "pose_views_cpu", slr_pose_views_cpu);
   define(module, "resample_cpu", slr_resample_cpu);
   define(module, "resample_nearest_cpu", slr_resample_nearest_cpu);
+  define(module, "sign_text_similarity_cpu", slr_sign_text_similarity_cpu);
+  define(module, "sign_text_similarity_grad_cpu", slr_sign_text_similarity_grad_cpu);
   define(module, "topk_similarity_cpu", slr_topk_similarity_cpu);
   define(module, "topk_similarity_grad_cpu", slr_topk_similarity_grad_cpu);
 }

@@ -1,4 +1,4 @@
-"""The compiled module slrfast._C, fed with tensors. Only this file and native_clips.py take a tensor's address."""
+"""The compiled module slrfast._C, fed with tensors. Only this file and native_*.py take a tensor's address."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from slrfast.ops.gcn_block import GCNParameters, gcn_block
 from slrfast.ops.graph_conv import graph_conv
 from slrfast.ops.info_nce import info_nce
 from slrfast.ops.masked_motion_loss import masked_motion_loss
+from slrfast.ops.masked_pose_loss import masked_pose_loss
 from slrfast.ops.mined_bce import mined_bce
 from slrfast.ops.motion import motion
 from slrfast.ops.motion_mask import MotionMask, motion_mask
@@ -21,6 +22,7 @@ from slrfast.ops.part_max import part_max
 from slrfast.ops.pose_views import PoseViews, pose_views
 from slrfast.ops.resample import resample
 from slrfast.ops.scatter_tokens import scatter_tokens
+from slrfast.ops.sign_text_similarity import sign_text_similarity
 from slrfast.ops.topk_similarity import topk_similarity
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "graph_conv",
     "info_nce",
     "masked_motion_loss",
+    "masked_pose_loss",
     "mined_bce",
     "motion",
     "motion_mask",
@@ -50,5 +53,6 @@ __all__ = [
     "pose_views",
     "resample",
     "scatter_tokens",
+    "sign_text_similarity",
     "topk_similarity",
 ]

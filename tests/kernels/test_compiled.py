@@ -246,6 +246,42 @@ def masked_motion_loss_calls():
             masked_motion_loss(y, m, weight, meta(clips, frames, dtype="bool"), 1 / 256, squared, average, want_grad)
 
 
+def masked_pose_loss_calls():
+    from slrfast.kernels.triton.masked_pose_loss import masked_pose_loss
+
+    for prediction, other, clips, frames, joints in (
+        ("float32", "float32", 64, 256, 79),
+        ("bfloat16", "float32", 1, 16384, 79),
+        ("float16", "float16", 2**20, 5000, 133),  # offsets beyond 32 bits
+        ("float64", "float64", 64, 150, 79),
+        ("float32", "float32", 1, 1, 1),
+    ):
+        y, x = (meta(clips, frames, joints, 2, dtype=dtype) for dtype in (prediction, other))
+        mask, confidence = meta(clips, frames, joints, dtype="bool"), meta(clips, frames, joints, dtype=other)
+        for want_grad in (True, False):
+            masked_pose_loss(y, x, mask, confidence, want_grad)
+
+
+def sign_text_similarity_calls():
+    from slrfast.kernels.triton.sign_text_similarity import sign_text_similarity, sign_text_similarity_grad
+
+    for sign, text, b, ls, m, lt, d in (
+        ("float32", "float32", 64, 64, 64, 128, 512),
+        ("bfloat16", "bfloat16", 64, 64, 64, 128, 512),
+        ("float16", "float16", 32, 32, 512, 33, 123),
+        ("float32", "bfloat16", 64, 64, 64, 128, 512),
+        ("float64", "float32", 4, 64, 4, 128, 512),
+        ("float32", "float32", 2**20, 256, 2, 128, 512),  # offsets beyond 32 bits
+        ("float32", "float32", 1, 1, 1, 1, 1),  # every size is a constant here
+    ):
+        s, t = meta(b, ls, d, dtype=sign), meta(m, lt, d, dtype=text)
+        grad = meta(b, m, dtype="float64" if sign == "float64" else "float32")
+        masked = meta(b, ls, dtype="bool"), meta(m, lt, dtype="bool")
+        for masks in ((None, None), masked) if sign == text else (masked,):
+            sign_text_similarity(s, t, *masks, 1.0)
+            sign_text_similarity_grad(grad, s, t, *masks, 1.0, True, True)
+
+
 def clip_plan(dtype, clips, joints, parts):
     linear, center = meta(clips, parts, 2, 2, dtype=dtype), meta(clips, parts, 2, dtype=dtype)
     flags = [meta(clips, joints, dtype="bool") for _ in range(2)]
@@ -327,6 +363,8 @@ VARIANTS = {
     "masked_motion_loss": masked_motion_loss_calls,
     "channel_mask": channel_mask_calls,
     "otsu_mask": otsu_mask_calls,
+    "masked_pose_loss": masked_pose_loss_calls,
+    "sign_text_similarity": sign_text_similarity_calls,
 }
 
 

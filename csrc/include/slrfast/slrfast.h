@@ -111,6 +111,31 @@ slr_status slr_channel_mask_cpu(int32_t dtype, const void* z, int64_t clips, int
 slr_status slr_otsu_mask_cpu(int32_t dtype, const void* frames, const void* still, int64_t clips, int64_t frames_each,
                              int64_t pixels, uint8_t* mask, int32_t threads);
 
+/* loss [clips] = sum of confidence |prediction - target|^2 over the keypoints in mask, count [clips] how many those
+ * are; grad = d loss / d prediction, or null. dtype SLR_F32 or SLR_F64; prediction, target, grad [clips, keypoints, 2],
+ * mask and confidence [clips, keypoints], of all frames of a clip. */
+slr_status slr_masked_pose_loss_cpu(int32_t dtype, const void* prediction, const void* target, const uint8_t* mask,
+                                    const void* confidence, int64_t clips, int64_t keypoints, void* loss,
+                                    int64_t* count, void* grad, int32_t threads);
+
+/* similarity [b, m] = mean over the rows r of sign[i] of sum_w p_rw z_rw, z_rw = <sign[i, r], text[j, w]> and p_r its
+ * softmax over the words w of text[j] of z_r / row_temperature; 0 where there is no row or no word. dtype SLR_F32,
+ * SLR_F64 or SLR_BF16 is that of sign [b, sign_length, d] and text [m, text_length, d]; everything else is double for
+ * SLR_F64 and float otherwise. A null mask has every row. Scores are held for some thousand rows at a time. slopes, or
+ * null: as many numbers as b sign_length, rounded up to 32, times m text_length, rounded up to 8; what the adjoint
+ * takes instead of computing scores again, in an order that only it knows and that depends on the processor. */
+slr_status slr_sign_text_similarity_cpu(int32_t dtype, const void* sign, const uint8_t* sign_mask, int64_t b,
+                                        int64_t sign_length, const void* text, const uint8_t* text_mask, int64_t m,
+                                        int64_t text_length, int64_t d, double row_temperature, void* similarity,
+                                        void* slopes, int32_t threads);
+
+/* Its adjoint for grad [b, m]: grad_sign [b, sign_length, d] and grad_text [m, text_length, d], each or null. */
+slr_status slr_sign_text_similarity_grad_cpu(int32_t dtype, const void* grad, const void* sign,
+                                             const uint8_t* sign_mask, int64_t b, int64_t sign_length, const void* text,
+                                             const uint8_t* text_mask, int64_t m, int64_t text_length, int64_t d,
+                                             double row_temperature, const void* slopes, void* grad_sign,
+                                             void* grad_text, int32_t threads);
+
 /* Losses over a memory bank. `dtype`, SLR_F32 or SLR_F64, is the type of every sum, of the rows [b, d] that are
  * compared (query, positive, teacher, student) and of the results; a bank [n, d] has any slr_dtype and any strides, in
  * elements, and is only read. `grad` is d loss[b] / d row[b] and may be null when it is not wanted. Results do not
