@@ -42,7 +42,7 @@ class FlowConfig:
     hidden: int = 32
 
     def __post_init__(self) -> None:
-        for name, high in (("levels", 6), ("steps", 100), ("hidden", 4096)):
+        for name, high in (("levels", 4), ("steps", 64), ("hidden", 1024)):
             checks.integer_between("FlowConfig", 1, high, **{name: getattr(self, name)})
 
 
