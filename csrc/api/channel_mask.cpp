@@ -20,8 +20,7 @@ slr_status slr_channel_mask_cpu(int32_t dtype, const void* z, int64_t clips, int
     return status;
   Isa isa;
   if (const slr_status status = chosen_isa(&isa)) return status;
-  const ChannelMask job = {
-      dtype, z, frames, channels, least, masked, variance, keep, rows * channels * size > (int64_t{4} << 20)};
+  const ChannelMask job = {dtype, z, frames, channels, least, masked, variance, keep};
   const auto kernel = SLR_SELECT_KERNEL(isa, channel_mask);
   return for_items(op, clips * channel_tiles(channels), useful_threads(rows * channels, threads), scratch,
                    [&](int64_t begin, int64_t end, char* memory) { kernel(job, begin, end, memory); });

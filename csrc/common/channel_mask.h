@@ -13,7 +13,6 @@ struct ChannelMask {
   const double* least;      // [clips]
   void *masked, *variance;  // as z, or null; [clips][channels] of the compute type, or null
   uint8_t* keep;            // [clips][channels], or null
-  bool past_cache;
 };
 
 constexpr int64_t kChannelTile = 128;  // channels that are worked on at once

@@ -55,15 +55,8 @@ void tile(const ChannelMask& job, int64_t clip, int64_t first, void* scratch) {
   S* to = static_cast<S*>(job.masked) + start;
   for (int64_t t = 0; t < job.frames; ++t, to += job.channels) {
     const T* const row = values + t * kChannelTile;
-    const bool streams = job.past_cache && reinterpret_cast<uintptr_t>(to) % sizeof(typename Lanes<S>::Stored) == 0;
     int64_t c = 0;
-    for (; c + width <= count; c += width) {
-      const Value<T> value = kept[c / width] ? read(row + c) : Value<T>{};
-      if (streams)
-        stream(to + c, value);
-      else
-        store(to + c, value);
-    }
+    for (; c + width <= count; c += width) store(to + c, kept[c / width] ? read(row + c) : Value<T>{});
     for (; c < count; ++c) from_compute(kept[c / width][c % width] != 0 ? row[c] : 0, to + c);
   }
 }
@@ -74,7 +67,6 @@ void channel_mask(const ChannelMask& job, int64_t begin, int64_t end, void* scra
   const int64_t tiles = channel_tiles(job.channels);
   for (int64_t i = begin; i < end; ++i)
     SLR_SWITCH_DTYPE(job.dtype, tile, job, i / tiles, i % tiles * kChannelTile, scratch)
-  if (job.past_cache) fence();
 }
 
 }  // namespace SLR_ISA

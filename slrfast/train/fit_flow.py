@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slrfast.data import SyntheticSigns
+from slrfast.data.render import RenderedDataset
 from slrfast.data.video import VideoFileError, VideoReader, list_videos
 from slrfast.errors import CheckpointError, one_line
 from slrfast.nn.flow import Flow, FlowConfig
@@ -256,14 +257,15 @@ def _make(out: Path) -> None:
 
 def _read_clips(options: Any, say: Callable[[str], None]) -> tuple[list[Tensor], list[tuple[str, str]]]:
     """uint8 [3, T, S, S] of every video that can be decoded, and what is wrong with the others."""
-    paths: list[Path] = []
+    listed: dict[Path, None] = {}
     for source in map(Path, options.video):
+        if not source.exists():
+            raise RunError(f"{source}: there is no such file or folder")
         found = list(list_videos(source).values()) if source.is_dir() else [source]
         if not found:
             raise RunError(f"{source}: there are no videos in this folder")
-        if not source.exists():
-            raise RunError(f"{source}: there is no such file or folder")
-        paths += [path for path in found if path not in paths]
+        listed |= dict.fromkeys(found)
+    paths = list(listed)
     step = max(1.0, len(paths) / options.videos)
     paths = [paths[int(i * step)] for i in range(min(len(paths), options.videos))]
     clips, skipped = [], []
@@ -283,8 +285,6 @@ def _read_clips(options: Any, say: Callable[[str], None]) -> tuple[list[Tensor],
 
 def _synthetic_clips(options: Any) -> tuple[list[Tensor], list[tuple[str, str]]]:
     """uint8 [3, T, S, S] of signs that are drawn."""
-    from slrfast.data.render import RenderedDataset
-
     signs = SyntheticSigns(num_classes=8, clips_per_class=max(1, min(options.videos, 64) // 8), seed=options.seed)
     rendered = RenderedDataset(signs, frames=options.frames, size=options.size, seed=options.seed)
     return [rendered.pictures(index) for index in range(min(len(signs), options.videos))], []

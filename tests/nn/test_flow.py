@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ),
         (lambda f: f.inverse(torch.rand(1, 12, 4, 4)), ValueError, "latents must have shape [N, 48, h, w]"),
         (lambda f: f.bits_per_dim(torch.rand(1, 3, 8, 8)), TypeError, "frames must be torch.uint8"),
-        (lambda f: FlowConfig(levels=0), ValueError, "FlowConfig: levels must be in [1, 6], got 0"),
+        (lambda f: FlowConfig(levels=0), ValueError, "FlowConfig: levels must be in [1, 4], got 0"),
         (lambda f: FlowConfig(hidden=2.5), TypeError, "FlowConfig: hidden must be an integer, got float"),
     ],
 )

@@ -168,7 +168,7 @@ def test_a_flow_that_is_there_is_not_replaced_unasked(videos, tmp_path):
         (["VIDEOS", "--iterations", "0"], RunError, "--iterations must be >= 1, got 0"),
         (["VIDEOS", "--minutes", "-1"], RunError, "--minutes must be finite and > 0, got -1"),
         (["VIDEOS", "--learning_rate", "0"], RunError, "--learning_rate must be finite and > 0, got 0.0"),
-        (["VIDEOS", "--levels", "9"], RunError, "--levels must be in [1, 6], got 9"),
+        (["VIDEOS", "--levels", "9"], RunError, "--levels must be in [1, 4], got 9"),
         (["VIDEOS", "--levels", "many"], RunError, "levels"),
         (["VIDEOS", "--start", "nowhere"], CheckpointError, "nowhere: cannot be read as a saved flow"),
         (["VIDEOS", "--start", "nowhere", "--hidden", "3"], RunError, "--hidden is that of the flow in nowhere"),
