@@ -65,6 +65,7 @@ PYBIND11_MODULE(_C, module) {
   });
   define(module, "augment_cpu", slr_augment_cpu);
   define(module, "bank_losses_cpu", slr_bank_losses_cpu);
+  define(module, "channel_mask_cpu", slr_channel_mask_cpu);
   define(module, "enqueue_cpu", slr_enqueue_cpu);
   define(module, "feature_kl_cpu", slr_feature_kl_cpu);
   define(module, "gcn_map_cpu", slr_gcn_map_cpu);
@@ -82,6 +83,7 @@ PYBIND11_MODULE(_C, module) {
   define(module, "motion_grad_cuda", slr_motion_grad_cuda);
   define(module, "motion_mask_cpu", slr_motion_mask_cpu);
   define(module, "neighbor_kl_cpu", slr_neighbor_kl_cpu);
+  define(module, "otsu_mask_cpu", slr_otsu_mask_cpu);
   define(module, "part_gcn_cpu", slr_part_gcn_cpu);
   define(module, "part_max_cpu", slr_part_max_cpu);
   define(module, "part_max_grad_cpu", slr_part_max_grad_cpu);

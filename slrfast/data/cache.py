@@ -149,9 +149,11 @@ class Cache:
                 told = {"format": _FORMAT, "version": _VERSION, "kind": self.kind, "made_by": self.made_by}
                 with replacing(header) as temporary:
                     temporary.write_text(json.dumps(told, indent=1))
-            found = json.loads(header.read_bytes())
+            content = header.read_bytes()
         except (OSError, CheckpointError) as error:
             raise self._unwritable(error) from error
+        try:
+            found = json.loads(content)
         except (ValueError, RecursionError):
             raise self._damaged(HEADER, "it is no JSON") from None
         if not isinstance(found, dict) or found.get("format") != _FORMAT or found.get("version") != _VERSION:

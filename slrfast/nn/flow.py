@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -173,10 +174,11 @@ class Flow(nn.Module):
         """What height and width of the frames must be multiples of."""
         return 2**self.config.levels
 
-    def _levels(self) -> Iterator[tuple[bool, nn.Module]]:
-        for number, step in enumerate(self.steps):
-            for place, part in enumerate(step):
-                yield place == 0 and number % self.config.steps == 0, part
+    def _parts(self) -> list[tuple[bool, Any]]:
+        """Every part in the order of the way there, and whether 2 x 2 pixels become channels before it."""
+        each = self.config.steps
+        steps = [cast(nn.ModuleList, step) for step in self.steps]
+        return [(place == 0 and n % each == 0, part) for n, step in enumerate(steps) for place, part in enumerate(step)]
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and the logarithm of the determinant of their Jacobian.
@@ -191,7 +193,7 @@ class Flow(nn.Module):
         with _exact(frames):
             x = self._centred(frames)
             log_det = x.new_zeros(len(x))
-            for squeezes, part in self._levels():
+            for squeezes, part in self._parts():
                 x, change = part(F.pixel_unshuffle(x, 2) if squeezes else x)
                 log_det = log_det + change
         return x, log_det
@@ -201,7 +203,7 @@ class Flow(nn.Module):
         """Fit every actnorm to a batch of frames [N, 3, H, W], which the first steps of training need."""
         with _exact(frames):
             x = self._centred(frames)
-            for squeezes, part in self._levels():
+            for squeezes, part in self._parts():
                 x = F.pixel_unshuffle(x, 2) if squeezes else x
                 if isinstance(part, ActNorm):
                     part.fit(x)
@@ -217,7 +219,7 @@ class Flow(nn.Module):
         checks.floating("Flow", latents=latents)
         with _exact(latents):
             x = latents.to(self._dtype)
-            for squeezes, part in reversed(list(self._levels())):
+            for squeezes, part in reversed(self._parts()):
                 x = part.inverse(x)
                 x = F.pixel_shuffle(x, 2) if squeezes else x
             return x + 0.5
@@ -246,6 +248,7 @@ class Flow(nn.Module):
         op = "Flow"
         checks.shapes(op, frames=(frames, "N 3 H W"))
         checks.floating(op, frames=frames)
+        checks.require(frames.numel() > 0, op, "frames", "have at least one frame with pixels", list(frames.shape))
         height, width = frames.shape[2:]
         fits = height % self.multiple == 0 and width % self.multiple == 0
         rule = f"have height and width that are multiples of {self.multiple}"

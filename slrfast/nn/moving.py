@@ -80,14 +80,16 @@ class MotionPreservingMask(nn.Module):
         return (moving, kept) if rgb.dim() == 5 else (moving[0], kept[0])
 
     def _clip(self, clip: Tensor) -> tuple[Tensor, Tensor]:
-        frames = clip.transpose(0, 1)
+        place = next(self.flow.parameters(), clip).device  # clips of a loader are on the CPU, wherever the flow is
+        frames = clip.transpose(0, 1).to(place)
         latents = torch.cat([self.flow(part.float() / 255)[0] for part in frames.split(self.frames_at_once)])
-        kept = ops.channel_mask(latents.flatten(1)[None], self.threshold, quantile=self.quantile).z[0]
-        parts = kept.view_as(latents).split(self.frames_at_once)
+        varying = ops.channel_mask(latents.flatten(1)[None], self.threshold, quantile=self.quantile).z[0]
+        parts = varying.view_as(latents).split(self.frames_at_once)
         motion = torch.cat([self.flow.inverse(part) for part in parts])
         still = self.flow.inverse(torch.zeros_like(latents[:1]))[0] if self.relative else None
         moving = ops.otsu_mask(motion[None], still)[0]
-        return moving, (motion if still is None else (motion - still).abs()).transpose(0, 1)
+        kept = motion if still is None else (motion - still).abs()
+        return moving.to(clip.device), kept.transpose(0, 1).to(clip.device)
 
     def fingerprint(self) -> str:
         """A text that changes with the flow's weights and with every option that changes masks."""

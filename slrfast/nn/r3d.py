@@ -55,9 +55,9 @@ class R3D(nn.Module):
     """RGB clips to one vector each: the 3D ResNet of Hara et al. (R3D-50 by default), without its classifier.
 
     A 7x7x7 convolution with stride (1, 2, 2), a max pool with stride 2, four stages of bottlenecks (shortcut B, stride
-    2 in space and time from the second on), mean over space and time. 46.2 M parameters (46.1 M without the norms), 159.4 GFLOP for a clip of 32
-    frames of 224 x 224, of which the first convolution takes 52.9 and the stages 43.6, 32.9, 23.6 and 6.4. Parameters
-    have the names of the authors' checkpoints, see :func:`load_r3d`.
+    2 in space and time from the second on), mean over space and time. 46.2 M parameters (46.1 M of convolutions) and
+    159.4 GFLOP for a clip of 32 frames of 224 x 224, of which the first convolution takes 52.9 and the stages 43.6,
+    32.9, 23.6 and 6.4. Parameters have the names of the authors' checkpoints, see :func:`load_r3d`.
 
     Pixels are normalised here, by constants that are not trained and not saved: (x - mean) / std in [0, 1], by
     default those of Kinetics, as the checkpoints want it.
@@ -100,8 +100,8 @@ class R3D(nn.Module):
         checks.positive(op, **{f"std[{c}]": value for c, value in enumerate(std)})
         self.layers, self.width = tuple(layers), width
         self.dim = 8 * width * Bottleneck.expansion
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
         self.conv1 = nn.Conv3d(3, width, 7, (1, 2, 2), 3, bias=False)
         self.bn1 = nn.BatchNorm3d(width)
         self.maxpool = nn.MaxPool3d(3, 2, 1)
@@ -133,7 +133,7 @@ class R3D(nn.Module):
         return self.features(rgb).flatten(2).mean(2)
 
     def features(self, rgb: Tensor) -> Tensor:
-        """The map before the mean over space and time, [B, dim, T', H', W'] with T' about T / 16 and H' about H / 32."""
+        """The map before the mean over space and time, [B, dim, ceil(T / 16), ceil(H / 32), ceil(W / 32)]."""
         x = self.normalize(rgb)
         if self.conv1.weight.is_contiguous(memory_format=torch.channels_last_3d):
             x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -143,15 +143,15 @@ class R3D(nn.Module):
         return x
 
     def normalize(self, rgb: Tensor) -> Tensor:
-        """Pixels as the network wants them, (x - mean) / std, in the dtype of its parameters unless they float."""
+        """Pixels as the network wants them, (x - mean) / std; uint8 in the dtype of its parameters."""
         op = "R3D"
         checks.shapes(op, rgb=(rgb, "B 3 T H W"))
         checks.require(min(rgb.shape[2:]) > 0, op, "rgb", "have frames with pixels", list(rgb.shape))
+        mean, std = self.mean.view(3, 1, 1, 1), self.std.view(3, 1, 1, 1)
         if rgb.dtype == torch.uint8:
-            scale = (255 * self.std).reciprocal()
-            return torch.addcmul(-self.mean / self.std, rgb.to(self.mean.dtype), scale)
+            return torch.addcmul(-mean / std, rgb.to(mean.dtype), (255 * std).reciprocal())
         checks.floating(op, rgb=rgb)
-        return (rgb - self.mean.to(rgb.dtype)) / self.std.to(rgb.dtype)
+        return (rgb - mean.to(rgb.dtype)) / std.to(rgb.dtype)
 
 
 def r3d_state(state: Mapping[str, object], model: R3D) -> dict[str, Tensor]:

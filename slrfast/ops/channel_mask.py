@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native_masks
 from slrfast.ops import _dispatch
 from slrfast.reference import channel_mask as reference
+from slrfast.reference.precision import accumulation_dtype
 
 # ---- schema and fake ------------------------------------------------------------------------------------------------
 
@@ -24,8 +26,24 @@ def _fake(z: Tensor, threshold: float, quantile: bool) -> tuple[Tensor, Tensor]:
 # ---- backends -------------------------------------------------------------------------------------------------------
 
 
-_dispatch.register("channel_mask", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.channel_mask}
+def _native(z: Tensor, threshold: float, quantile: bool) -> tuple[Tensor, Tensor]:
+    return _kernel(native_masks, z, threshold, quantile)
+
+
+def _triton(z: Tensor, threshold: float, quantile: bool) -> tuple[Tensor, Tensor]:
+    from slrfast.kernels.triton import channel_mask as kernel
+
+    return _kernel(kernel, z, threshold, quantile)
+
+
+def _kernel(kernel: Any, z: Tensor, threshold: float, quantile: bool) -> tuple[Tensor, Tensor]:
+    # an absolute threshold needs no variances of other channels: z is read once
+    variance = kernel.channel_variance(z) if quantile else z.new_empty(len(z), z.shape[2], dtype=accumulation_dtype(z))
+    return kernel.channel_mask(z, reference.least_variance(variance, threshold, quantile))
+
+
+_dispatch.register("channel_mask", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": _native, "triton": _triton, "reference": reference.channel_mask}
 
 
 def _forward(z: Tensor, threshold: float, quantile: bool) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slrfast import checks
+from slrfast.kernels import native_masks
 from slrfast.ops import _dispatch
 from slrfast.reference import otsu_mask as reference
 
@@ -23,8 +24,15 @@ def _fake(frames: Tensor, still: Tensor | None) -> Tensor:
 # ---- backends -------------------------------------------------------------------------------------------------------
 
 
-_dispatch.register("otsu_mask", cpu=("reference",), cuda=("reference",))
-_FORWARD = {"reference": reference.otsu_mask}
+def _triton(frames: Tensor, still: Tensor | None) -> Tensor:
+    from slrfast.kernels.triton import otsu_mask as kernel
+
+    levels, histogram = kernel.grey_levels(frames, still)
+    return levels > reference.otsu_threshold(histogram).view(-1, 1, 1, 1)
+
+
+_dispatch.register("otsu_mask", cpu=("native", "reference", "triton"), cuda=("triton", "reference"))
+_FORWARD = {"native": native_masks.otsu_mask, "triton": _triton, "reference": reference.otsu_mask}
 
 
 def _forward(frames: Tensor, still: Tensor | None) -> Tensor:

@@ -288,6 +288,25 @@ def pose_views_calls():
                 pose_views(xy, confidence, *clip_windows(2, clips), *plan, 64, direction)
 
 
+def channel_mask_calls():
+    from slrfast.kernels.triton.channel_mask import channel_mask, channel_variance
+
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        for shape in ((4, 32, 150528), (1, 2, 123), (2**10, 64, 150528), (1, 1, 1)):  # the third has 64-bit offsets
+            z = meta(*shape, dtype=dtype)
+            channel_mask(z, channel_variance(z)[:, 0])
+
+
+def otsu_mask_calls():
+    from slrfast.kernels.triton.otsu_mask import grey_levels
+
+    for dtype, other in (("float32",) * 2, ("float64", "float32"), ("bfloat16", "float32"), ("float16", "float64")):
+        for clips, frames, height, width in ((4, 32, 224, 224), (2**10, 64, 224, 224), (1, 1, 1, 1)):
+            x = meta(clips, frames, 3, height, width, dtype=dtype)
+            grey_levels(x, None)
+            grey_levels(x, meta(3, height, width, dtype=other))
+
+
 # op -> calls of its launchers: every kernel that they launch is compiled, in the configuration that they choose
 VARIANTS = {
     "motion": motion_calls,
@@ -306,6 +325,8 @@ VARIANTS = {
     "pose_views": pose_views_calls,
     "motion_mask": motion_mask_calls,
     "masked_motion_loss": masked_motion_loss_calls,
+    "channel_mask": channel_mask_calls,
+    "otsu_mask": otsu_mask_calls,
 }
 
 

@@ -99,6 +99,18 @@ slr_status slr_masked_motion_loss_cpu(int32_t dtype, const void* prediction, con
                                       int64_t joints, double scale, int32_t squared, int32_t average, void* loss,
                                       void* grad, int32_t threads);
 
+/* Channels that vary over time. z [clips, frames, channels] of any slr_dtype; variance [clips, channels], double for
+ * SLR_F64 and float otherwise: the sum of squares about the mean / (frames - 1), 0 for one frame; keep [clips,
+ * channels] = variance >= least [clips]; masked as z, 0 in the other channels. Any of the three results may be null. */
+slr_status slr_channel_mask_cpu(int32_t dtype, const void* z, int64_t clips, int64_t frames, int64_t channels,
+                                const double* least, void* masked, uint8_t* keep, void* variance, int32_t threads);
+
+/* mask [clips, frames_each, pixels] = level > Otsu's threshold of the clip's levels, 1 where they all are one; level =
+ * floor(255 grey + 1/2) with grey = 0.299 red + 0.587 green + 0.114 blue of frames [clips, frames_each, 3, pixels], in
+ * [0, 1]; with still [3, pixels], double for SLR_F64 and float otherwise, or null, of |frames - still|. */
+slr_status slr_otsu_mask_cpu(int32_t dtype, const void* frames, const void* still, int64_t clips, int64_t frames_each,
+                             int64_t pixels, uint8_t* mask, int32_t threads);
+
 /* Losses over a memory bank. `dtype`, SLR_F32 or SLR_F64, is the type of every sum, of the rows [b, d] that are
  * compared (query, positive, teacher, student) and of the results; a bank [n, d] has any slr_dtype and any strides, in
  * elements, and is only read. `grad` is d loss[b] / d row[b] and may be null when it is not wanted. Results do not
