@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -209,14 +210,14 @@ class CCL(Pretrained):
                 f,
                 key[m].f.repeat(1 + len(others), 1),
                 self.banks[m]["f"].features,
-                None if mined is None else F.pad(mined, (0, 0, 0, len(f) - batch), value=-1),
+                mined,
                 temperature=config.temperature,
                 mined_temperature=config.mining_temperature,
             )
             terms[f"{m}/contrast"] = contrast[:batch].mean()  # Eq. 9
             loss = loss + terms[f"{m}/contrast"]
             if mined is not None:
-                terms[f"{m}/mining"] = mining[:batch].mean()  # Eq. 8
+                terms[f"{m}/mining"] = mining.mean()  # Eq. 8
                 loss = loss + config.mining_weight * terms[f"{m}/mining"]
             for other in others:
                 terms[f"{m}_to_{other}"] = contrast[batch:].mean()  # Eq. 11, 12
@@ -307,7 +308,8 @@ class CCL(Pretrained):
         unchanged = AugmentPlan.none().draw(size, keypoints=75, device=device)
         as_they_are = PictureChanges.none(size, device, dtype) if "rgb" in modalities else None
         start = torch.zeros_like(batch.lengths)
-        (view,) = self._views(batch, start[None], batch.lengths[None], unchanged, as_they_are)
+        whole = replace(batch, rgb_mask=None)
+        (view,) = self._views(whole, start[None], batch.lengths[None], unchanged, as_they_are)
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:

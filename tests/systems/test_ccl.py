@@ -158,7 +158,9 @@ def test_gradients_are_those_of_the_loops():
     labels = loop_labels({m: query[m].g for m in query}, {m: system.banks[m]["g"].features for m in query}, 3)
     loss = 0.0
     for m, other in (("rgb", "pose"), ("pose", "rgb")):
-        loss = loss + loop_nce(query[m].f, key[m].f, banks[m], 0.07) + loop_nce(query[other].f, key[m].f, banks[m], 0.07)
+        loss = (
+            loss + loop_nce(query[m].f, key[m].f, banks[m], 0.07) + loop_nce(query[other].f, key[m].f, banks[m], 0.07)
+        )
         loss = loss + loop_bce(query[m].f, banks[m], labels, 0.2)
     for mine, truth in zip(gradients, torch.autograd.grad(loss, leaves), strict=True):
         assert_close(mine, truth, rtol=1e-8, atol=1e-10)
@@ -350,7 +352,7 @@ def test_batches_that_do_not_fit_are_refused_in_one_sentence():
         tiny(**RGB).encode(poses())
     empty = dataclasses.replace(clips, rgb=clips.rgb[:, :, :0], rgb_mask=None)
     for call in (system.training_step, system.encode):
-        with pytest.raises(ValueError, match=r"CCL: batch.rgb must have at least one frame and one pixel, got \[4, 3, 0"):
+        with pytest.raises(ValueError, match=r"CCL: batch.rgb must have at least one frame and one pixel, got \[4"):
             call(empty)
         with pytest.raises(TypeError, match="CCL: batch.xy must be torch.float32, got torch.float64"):
             call(double(clips))

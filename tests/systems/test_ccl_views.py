@@ -153,8 +153,9 @@ class TestFlip:
         """Every joint of face, mouth and trunk at 1 - x under the other side's name; hands change places."""
         clips = batch(frames=8)
         pose = {**STILL, "flip_probability": 1.0, "min_crop": 1.0, "frames": 8}
-        (view, _), (plain, _) = tiny(**pose).views(clips, seeded()), tiny(**{**pose, "flip_probability": 0.0}).views(
-            clips, seeded()
+        (view, _), (plain, _) = (
+            tiny(**pose).views(clips, seeded()),
+            tiny(**{**pose, "flip_probability": 0.0}).views(clips, seeded()),
         )
         assert torch.equal(view.confidence, plain.confidence[..., LAYOUT.flip])
         source = plain.xy[:, :, LAYOUT.flip]
