@@ -158,8 +158,7 @@ class CCL(Pretrained):
         x_is_mirrored = torch.tensor([-1.0 if part not in MANUAL[:2] else 1.0 for part in _PARTS])
         self.register_buffer("own_box", hands, persistent=False)
         self.register_buffer("flip", torch.from_numpy(LAYOUT.flip.copy()), persistent=False)
-        diagonal = torch.stack((x_is_mirrored, torch.ones(len(_PARTS))), 1)
-        self.register_buffer("mirror", torch.diag_embed(diagonal), persistent=False)
+        self.register_buffer("mirror", torch.stack((x_is_mirrored, torch.ones(len(_PARTS))), 1), persistent=False)
 
     def _new_banks(self, modality: str) -> nn.ModuleDict:
         """M_f of what the contrast is against, and M_g of what positives are mined in, unless that is M_f too."""

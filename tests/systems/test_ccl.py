@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+import slrfast
 from slrfast.data import PoseBatch
 from slrfast.systems.ccl import CCL, Features, PoseEncoder, RGBEncoder
 from slrfast.systems.ccl_config import CCLConfig
@@ -324,6 +325,23 @@ def test_resuming_is_bitwise_equal(dtype):
         state = after
     for (name, a), b in zip(system.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_fused_and_reference_operations_take_the_same_step():
+    fused, reference, clips = tiny().double(), tiny().double(), double(batch())
+    torch.manual_seed(3)
+    losses = fused.training_step(clips, seeded())
+    losses["loss"].backward()
+    torch.manual_seed(3)
+    with slrfast.backend("reference"):
+        expected = reference.training_step(clips, seeded())
+        expected["loss"].backward()
+    for name, value in losses.items():
+        assert_close(value, expected[name], msg=name)
+    for (name, mine), theirs in zip(fused.query.named_parameters(), reference.query.parameters(), strict=True):
+        assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-9, msg=name)
+    for (name, mine), theirs in zip(fused.named_buffers(), reference.buffers(), strict=True):
+        assert_close(mine, theirs, msg=name)
 
 
 def test_autocast_keeps_banks_and_losses_wide():
