@@ -37,13 +37,15 @@ slr_status run(const Arguments& given, BankLosses job, int32_t threads) {
   if (const slr_status status = check_bank(op, job.bank)) return status;
   if (const slr_status status = check_buffers(op, {{"query", given.query, b, d, size},
                                                    {"positive", given.positive, b, d, size, !nce},
-                                                   {"positives", given.positives, b, given.m, 8, !mined},
+                                                   {"positives", given.positives, job.mined_rows, given.m, 8, !mined},
                                                    {"loss", job.loss, b, 1, size, !nce},
                                                    {"rank", job.rank, b, 1, 8, true},
                                                    {"grad", job.grad, b, d, size, true},
-                                                   {"mined_loss", job.mined_loss, b, 1, size, !mined},
-                                                   {"mined_grad", job.mined_grad, b, d, size, true}}))
+                                                   {"mined_loss", job.mined_loss, job.mined_rows, 1, size, !mined},
+                                                   {"mined_grad", job.mined_grad, job.mined_rows, d, size, true}}))
     return status;
+  if (job.mined_rows > b)
+    return fail(SLR_INVALID_ARGUMENT, "%s: positives must have at most %lld rows", op, (long long)b);
   if (nce)
     if (const slr_status status = check_temperature(op, "temperature", job.temperature)) return status;
   if (mined) {
@@ -81,14 +83,14 @@ slr_status run(const Arguments& given, BankLosses job, int32_t threads) {
   const Memory memory(lay_out(nullptr));
   std::vector<int64_t> kept, offset;
   try {
-    if (mined) kept.resize(b * given.m + 1), offset.resize(b + 1);
+    if (mined) kept.resize(job.mined_rows * given.m + 1), offset.resize(job.mined_rows + 1);
   } catch (const std::bad_alloc&) {
     return out_of_memory(op);
   }
   if (memory.data() == nullptr) return out_of_memory(op);
   lay_out(memory.data());
   if (mined) {
-    distinct(given.positives, b, given.m, job.bank.n, kept.data(), offset.data());
+    distinct(given.positives, job.mined_rows, given.m, job.bank.n, kept.data(), offset.data());
     job.mined = kept.data(), job.offset = offset.data();
   }
 
@@ -117,19 +119,20 @@ slr_status slr_mined_bce_cpu(int32_t dtype, const void* query, int32_t bank_dtyp
                              int64_t m, double temperature, void* loss, void* grad, int32_t threads) {
   slr::BankLosses job = {};
   job.dtype = dtype, job.b = b, job.bank = {bank_dtype, bank, row_stride, column_stride, n, d};
-  job.sigmoid = true, job.mined_temperature = temperature, job.mined_loss = loss, job.mined_grad = grad;
+  job.sigmoid = true, job.mined_rows = b, job.mined_temperature = temperature, job.mined_loss = loss,
+  job.mined_grad = grad;
   return slr::run({"mined_bce_cpu", query, nullptr, positives, d, m}, job, threads);
 }
 
 slr_status slr_bank_losses_cpu(int32_t dtype, const void* query, const void* positive, int32_t bank_dtype,
                                const void* bank, int64_t row_stride, int64_t column_stride, const int64_t* positives,
-                               int64_t b, int64_t n, int64_t d, int64_t m, double temperature, double mined_temperature,
-                               void* info_nce, void* mined_bce, void* grad_info_nce, void* grad_mined_bce,
-                               int32_t threads) {
+                               int64_t b, int64_t n, int64_t d, int64_t p, int64_t m, double temperature,
+                               double mined_temperature, void* info_nce, void* mined_bce, void* grad_info_nce,
+                               void* grad_mined_bce, int32_t threads) {
   slr::BankLosses job = {};
   job.dtype = dtype, job.b = b, job.bank = {bank_dtype, bank, row_stride, column_stride, n, d};
   job.temperature = temperature, job.loss = info_nce, job.grad = grad_info_nce;
-  job.softmax = job.sigmoid = true, job.mined_temperature = mined_temperature, job.mined_loss = mined_bce,
-  job.mined_grad = grad_mined_bce;
+  job.softmax = job.sigmoid = true, job.mined_rows = p, job.mined_temperature = mined_temperature,
+  job.mined_loss = mined_bce, job.mined_grad = grad_mined_bce;
   return slr::run({"bank_losses_cpu", query, positive, positives, d, m}, job, threads);
 }

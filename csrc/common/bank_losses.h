@@ -21,6 +21,7 @@ struct BankLosses {
   double temperature;             // of InfoNCE
   const int64_t *mined, *offset;  // distinct positives of row r: mined[offset[r] .. offset[r + 1])
   double mined_temperature;
+  int64_t mined_rows;  // the first rows of the batch, which have positives
 
   // Per segment and block; T is the type that dtype names.
   void *top, *total;  // [segments][blocks][lanes] T: largest score, and sum of exp((score - largest) / temperature)

@@ -93,7 +93,7 @@ template <class T>
 void turn_positives(const BankLosses& job, int64_t block, int64_t first, int64_t rows, T* tile, int64_t* next,
                     bool last) {
   constexpr int64_t lanes = kBlockBytes / sizeof(T);
-  for (int64_t lane = 0; lane < lanes && block * lanes + lane < job.b; ++lane) {
+  for (int64_t lane = 0; lane < lanes && block * lanes + lane < job.mined_rows; ++lane) {
     int64_t i = next[lane];
     for (; i < job.offset[block * lanes + lane + 1] && job.mined[i] < first + rows; ++i) {
       T* const at = tile + (job.mined[i] - first) * lanes + lane;
@@ -119,7 +119,8 @@ void segment(const BankLosses& job, int64_t item, char* scratch) {
   const int64_t end_block = first_block + kGroupBlocks < job.blocks ? first_block + kGroupBlocks : job.blocks;
   const int64_t first = index * job.segment_rows;
   const int64_t end = first + job.segment_rows < job.bank.n ? first + job.segment_rows : job.bank.n;
-  const bool softmax = job.softmax, sigmoid = job.sigmoid;
+  const bool softmax = job.softmax;
+  const auto mines = [&](int64_t block) { return job.sigmoid && block * lanes < job.mined_rows; };
   const auto at = [&](void* partial, int64_t block, int64_t count) {
     return partial == nullptr ? nullptr : static_cast<T*>(partial) + (index * job.blocks + block) * count;
   };
@@ -133,13 +134,14 @@ void segment(const BankLosses& job, int64_t item, char* scratch) {
       if (job.above != nullptr)
         std::memset(job.above + (index * job.blocks + block) * lanes, 0, lanes * sizeof(int64_t));
     }
-    for (int64_t i = 0; sigmoid && i < lanes && block * lanes + i < job.b; ++i) {
+    for (int64_t i = 0; mines(block) && i < lanes && block * lanes + i < job.mined_rows; ++i) {
       int64_t &at = next[(block - first_block) * lanes + i], row = block * lanes + i;
       for (at = job.offset[row]; at < job.offset[row + 1] && job.mined[at] < first;) ++at;
     }
     zero(at(job.total, block, lanes), lanes);
-    zero(at(job.mined_total, block, lanes), lanes);
     zero(at(job.sum, block, size), size);
+    if (!mines(block)) continue;
+    zero(at(job.mined_total, block, lanes), lanes);
     zero(at(job.mined_sum, block, size), size);
   }
   for (int64_t n = first; n < end; n += kTileRows) {
@@ -148,14 +150,15 @@ void segment(const BankLosses& job, int64_t item, char* scratch) {
     for (int64_t block = first_block; block < end_block; ++block) {
       const int columns = columns_of<T>(job.b, block);
       reader.score(job.query, block, columns, weights, layout);
-      if (sigmoid) {
+      if (mines(block)) {
+        const int mined = columns_of<T>(job.mined_rows, block);
         // softplus(z) - z of a positive is softplus(-z), and its weight sigmoid(z) - 1 is -sigmoid(-z)
         int64_t* const positives = next + (block - first_block) * lanes;
         turn_positives(job, block, n, rows, weights, positives, false);
-        sigmoid_tile(weights, rows, columns, job.mined_temperature, at(job.mined_total, block, lanes), mined_weights);
+        sigmoid_tile(weights, rows, mined, job.mined_temperature, at(job.mined_total, block, lanes), mined_weights);
         turn_positives(job, block, n, rows, weights, positives, false);
         turn_positives(job, block, n, rows, mined_weights, positives, true);
-        if (job.mined_sum != nullptr) reader.sum(mined_weights, layout, columns, at(job.mined_sum, block, size));
+        if (job.mined_sum != nullptr) reader.sum(mined_weights, layout, mined, at(job.mined_sum, block, size));
       }
       if (softmax) {
         softmax_tile(weights, rows, columns, static_cast<T>(kLog2E / job.temperature),
@@ -168,13 +171,14 @@ void segment(const BankLosses& job, int64_t item, char* scratch) {
   }
 }
 
-// to[row] = weight * own + sum over segments of factor * partial, for the rows of a block; `own` may be null.
+// to[row] = weight * own + sum over segments of factor * partial, for those of `count` rows that are in a block; `own`
+// may be null.
 template <class T>
 void combine(const BankLosses& job, int64_t block, const void* partials, const T* factor, const T* own, const T* weight,
-             void* result) {
+             void* result, int64_t count) {
   constexpr int width = Simd<T>::width;
   constexpr int64_t lanes = kBlockBytes / sizeof(T);
-  const int64_t d = job.bank.d, size = d * lanes, rest = job.b - block * lanes, rows = rest < lanes ? rest : lanes;
+  const int64_t d = job.bank.d, size = d * lanes, rest = count - block * lanes, rows = rest < lanes ? rest : lanes;
   T* const to = static_cast<T*>(result) + block * lanes * d;
   for (int64_t j = 0; j < d; ++j) {
     T row[lanes];
@@ -229,10 +233,10 @@ void finish(const BankLosses& job, int64_t block) {
       if (block * lanes + i < job.b) finish_softmax(job, block, i, own[i], factor, weight);
     }
     const T* const positive = static_cast<const T*>(job.positive) + block * job.bank.d * lanes;
-    if (job.grad != nullptr) combine(job, block, job.sum, factor, positive, weight, job.grad);
+    if (job.grad != nullptr) combine(job, block, job.sum, factor, positive, weight, job.grad, job.b);
   }
-  if (!job.sigmoid) return;
-  for (int64_t i = 0; i < lanes && block * lanes + i < job.b; ++i) {
+  if (!job.sigmoid || block * lanes >= job.mined_rows) return;
+  for (int64_t i = 0; i < lanes && block * lanes + i < job.mined_rows; ++i) {
     double sum = 0;
     for (int64_t s = 0; s < job.segments; ++s)
       sum += static_cast<const T*>(job.mined_total)[(s * job.blocks + block) * lanes + i];
@@ -240,7 +244,7 @@ void finish(const BankLosses& job, int64_t block) {
   }
   for (T& one : factor) one = static_cast<T>(1 / (job.mined_temperature * job.bank.n));
   if (job.mined_grad != nullptr)
-    combine(job, block, job.mined_sum, factor, static_cast<const T*>(nullptr), weight, job.mined_grad);
+    combine(job, block, job.mined_sum, factor, static_cast<const T*>(nullptr), weight, job.mined_grad, job.mined_rows);
 }
 
 template <class T>

@@ -105,11 +105,12 @@ def bank_losses(
         return loss, torch.zeros_like(loss), grad, loss.new_empty(0)
     query, positive = compact(query, positive, wide=(bank,))
     positives = positives.contiguous()
-    losses = [query.new_empty(len(query)) for _ in range(2)]
-    grads = [torch.empty_like(query) if want_grad else query.new_empty(0) for _ in range(2)]
+    mined = len(positives)
+    losses = [query.new_empty(rows) for rows in (len(query), mined)]
+    grads = [torch.empty_like(query[:rows]) if want_grad else query.new_empty(0) for rows in (len(query), mined)]
     LIBRARY.bank_losses_cpu(
         DTYPES[query.dtype], query.data_ptr(), positive.data_ptr(), *_bank(bank), positives.data_ptr(),
-        *_sizes(query, bank), positives.shape[1], temperature, mined_temperature,
+        *_sizes(query, bank), *positives.shape, temperature, mined_temperature,
         *(tensor.data_ptr() for tensor in (*losses, *grads)), torch.get_num_threads(),
     )  # fmt: skip
     return losses[0], losses[1], grads[0], grads[1]

@@ -33,8 +33,10 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     loss = query.new_empty(query.shape[0], dtype=accumulation_dtype(query, positive, bank))
     grad = loss.new_empty(query.shape if want_grad else 0)
-    mined_grad = loss.new_empty(query.shape if want_grad and positives is not None else 0)
-    return loss, torch.empty_like(loss), grad, mined_grad
+    if positives is None:
+        return loss, torch.empty_like(loss), grad, loss.new_empty(0)
+    rows = positives.shape[0]
+    return loss, loss.new_empty(rows), grad, loss.new_empty((rows, query.shape[1]) if want_grad else 0)
 
 
 # ---- backends -------------------------------------------------------------------------------------------------------
@@ -77,19 +79,20 @@ def bank_losses(
     info_nce[r] is the loss of ``info_nce`` (CCL-SLR Eq. 3) and mined_bce[r] that of ``mined_bce`` (Eq. 7-8) for the
     same rows; the inner products with the bank are computed once. In CCL-SLR the queries of both modalities share a
     bank, so R = 2B rows yield an intra-modal, a cross-modal (Eq. 11-12) and a mined term; mean over the rows of each.
+    Only the first P rows need have a mined term.
 
     Args:
         query: [R, D], any strides, float64, float32, bfloat16 or float16. Gradient flows.
         positive: [R, D], the key of every query; dtypes may differ. Gradient flows if it requires one.
         bank: [N, D]; no gradient, even if it requires one (that is a warning). It is neither copied nor saved and may
             be overwritten before the backward pass.
-        positives: [R, M] int64, bank indices, repeats count once, -1 is padding (a row of nothing else has no
-            positive); None: no mined term.
+        positives: [P, M] int64, P <= R, of the first P queries: bank indices, repeats count once, -1 is padding (a row
+            of nothing else has no positive); None: no mined term.
         temperature: > 0, of InfoNCE.
         mined_temperature: > 0, of the mined term.
     Returns:
-        info_nce [R] and mined_bce [R] in nats, float32 (float64 if an input is), also under autocast. Without
-        ``positives`` the second is zero and carries no gradient.
+        info_nce [R] and mined_bce [P] in nats, float32 (float64 if an input is), also under autocast. Without
+        ``positives`` the second is zero [R] and carries no gradient.
     Raises:
         TypeError: a tensor of another dtype. ValueError: shapes or devices that do not fit, an empty bank or a
             temperature <= 0; on CPU, and on CUDA under SLRFAST_DEBUG=1, but not inside torch.compile: a positive
@@ -110,7 +113,9 @@ def bank_losses(
     tensors = dict(query=query, positive=positive, bank=bank)
     checks.floating(op, **tensors)
     if positives is not None:
-        checks.shapes(op, query=(query, "R D"), positives=(positives, "R M"))
+        rows = checks.shapes(op, positives=(positives, "P M"))["P"]
+        rule = f"have at most the {sizes['R']} rows of query"
+        checks.require(rows <= sizes["R"], op, "positives", rule, list(positives.shape))
         checks.dtype(op, torch.int64, positives=positives)
         tensors["positives"] = positives
     checks.same_device(op, **tensors)
@@ -128,5 +133,6 @@ def bank_losses(
         contrastive = attach(contrastive, positive, weight * query.detach())
     if want_grad:
         contrastive = attach(contrastive, query, grad)
-        mined = mined if positives is None else attach(mined, query, mined_grad)
+        if positives is not None:
+            mined = attach(mined, query[: len(positives)], mined_grad)
     return contrastive, mined

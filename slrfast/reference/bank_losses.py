@@ -17,13 +17,13 @@ def bank_losses(
     temperature: float,
     mined_temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE [R] of the queries with their positives, and the mined binary cross-entropy [R] at ``positives``."""
+    """InfoNCE [R] of the queries with their positives, and the first P rows' mined cross-entropy at ``positives``."""
     query, positive, bank = widen(query, positive, bank)
     own, others = (query * positive).sum(1) / temperature, query @ bank.T
     contrastive = torch.logaddexp(own, (others / temperature).logsumexp(1)) - own
     if positives is None:
         return contrastive, torch.zeros_like(contrastive)
-    return contrastive, mined_loss(others / mined_temperature, *distinct(positives, bank.shape[0]))
+    return contrastive, mined_loss(others[: len(positives)] / mined_temperature, *distinct(positives, bank.shape[0]))
 
 
 def bank_losses_grad(
@@ -35,7 +35,7 @@ def bank_losses_grad(
     mined_temperature: float,
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both losses [R] and both derivatives for the query [R, D]; an unwanted one, or one that is zero, is empty."""
+    """Both losses [R], [P] and derivatives for the query [R, D], [P, D]; an unwanted or zero one is empty."""
     query, positive, bank = widen(query, positive, bank)
     own, others = (query * positive).sum(1) / temperature, query @ bank.T
     logits = others / temperature
@@ -48,7 +48,7 @@ def bank_losses_grad(
     if positives is None:
         return contrastive, torch.zeros_like(contrastive), grad, mined_grad
     index, counts = distinct(positives, bank.shape[0])
-    logits = others.div_(mined_temperature)
+    logits = others[: len(positives)].div_(mined_temperature)
     mined = mined_loss(logits, index, counts)
     if want_grad:
         mined_grad = residual_(logits, index, counts) @ bank / (bank.shape[0] * mined_temperature)

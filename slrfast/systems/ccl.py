@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -158,8 +159,7 @@ class CCL(Pretrained):
         x_is_mirrored = torch.tensor([-1.0 if part not in MANUAL[:2] else 1.0 for part in _PARTS])
         self.register_buffer("own_box", hands, persistent=False)
         self.register_buffer("flip", torch.from_numpy(LAYOUT.flip.copy()), persistent=False)
-        diagonal = torch.stack((x_is_mirrored, torch.ones(len(_PARTS))), 1)
-        self.register_buffer("mirror", torch.diag_embed(diagonal), persistent=False)
+        self.register_buffer("mirror", torch.stack((x_is_mirrored, torch.ones(len(_PARTS))), 1), persistent=False)
 
     def _new_banks(self, modality: str) -> nn.ModuleDict:
         """M_f of what the contrast is against, and M_g of what positives are mined in, unless that is M_f too."""
@@ -210,14 +210,14 @@ class CCL(Pretrained):
                 f,
                 key[m].f.repeat(1 + len(others), 1),
                 self.banks[m]["f"].features,
-                None if mined is None else F.pad(mined, (0, 0, 0, len(f) - batch), value=-1),
+                mined,
                 temperature=config.temperature,
                 mined_temperature=config.mining_temperature,
             )
             terms[f"{m}/contrast"] = contrast[:batch].mean()  # Eq. 9
             loss = loss + terms[f"{m}/contrast"]
             if mined is not None:
-                terms[f"{m}/mining"] = mining[:batch].mean()  # Eq. 8
+                terms[f"{m}/mining"] = mining.mean()  # Eq. 8
                 loss = loss + config.mining_weight * terms[f"{m}/mining"]
             for other in others:
                 terms[f"{m}_to_{other}"] = contrast[batch:].mean()  # Eq. 11, 12
@@ -308,7 +308,8 @@ class CCL(Pretrained):
         unchanged = AugmentPlan.none().draw(size, keypoints=75, device=device)
         as_they_are = PictureChanges.none(size, device, dtype) if "rgb" in modalities else None
         start = torch.zeros_like(batch.lengths)
-        (view,) = self._views(batch, start[None], batch.lengths[None], unchanged, as_they_are)
+        whole = replace(batch, rgb_mask=None)
+        (view,) = self._views(whole, start[None], batch.lengths[None], unchanged, as_they_are)
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:

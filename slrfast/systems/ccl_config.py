@@ -145,8 +145,8 @@ class CCLConfig:
             cls(
                 frames=16, image_size=48, rgb_layers=(1, 1, 1, 1), rgb_width=8, gcn_channels=(16, 16, 32, 64, 64),
                 dim=64, heads=4, layers=1, manual_ffn=256, non_manual_ffn=192, gcn_dropout=0.0, frame_dropout=0.0,
-                transformer_dropout=0.0, embedding=32, bank_size=256, min_crop=0.5, min_frames=8, momentum=0.99,
-                learning_rate=0.05, epochs=100, milestones=(80,), batch_size=32,
+                transformer_dropout=0.0, embedding=32, bank_size=256, jitter=(0.2, 0.2, 0.2, 0.0), min_crop=0.5,
+                min_frames=8, epochs=100, milestones=(80,), batch_size=32,
             ),
             **changes,
         )  # fmt: skip

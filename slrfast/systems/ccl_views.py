@@ -92,11 +92,11 @@ def mirrored(plan: AugmentTensors, flip: Tensor, mirror: Tensor, own_box: Tensor
     Args:
         plan: of 75 joints, drawn with the swap for the flip.
         flip: [75] int64, the right-left permutation.
-        mirror: [P, 2, 2], what mirrors the coordinates of every part about the middle.
+        mirror: [P, 2], -1 for the coordinates of a part that are mirrored about the middle, else 1.
         own_box: bool [75], the joints of the hands.
     """
     flipped = plan.swap[:, None]
-    linear = torch.where(flipped[..., None, None], mirror.to(plan.linear) @ plan.linear, plan.linear)
+    linear = torch.where(flipped[..., None, None], mirror.to(plan.linear)[..., None] * plan.linear, plan.linear)
     return plan._replace(linear=linear, affected=plan.affected | (flipped & ~own_box), swap_index=flip)
 
 
@@ -127,10 +127,16 @@ def pictures(rgb: Tensor, mask: Tensor | None, index: Tensor, changes: PictureCh
     Returns:
         [B, 3, T, S, S] in [0, 1], in the dtype of the changes.
     """
+    with torch.autocast(rgb.device.type, enabled=False):
+        return _pictures(rgb, mask, index, changes, size)
+
+
+def _pictures(rgb: Tensor, mask: Tensor | None, index: Tensor, changes: PictureChanges, size: int) -> Tensor:
     dtype, clip = changes.box.dtype, torch.arange(len(rgb), device=rgb.device)[:, None]
     grid = _grid(changes, size)
-    x = rgb[clip, :, index].to(dtype).flatten(1, 2) / 255  # [B, T 3, H, W]
-    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False).unflatten(1, (-1, 3)).transpose(1, 2)
+    x = rgb[clip, :, index].to(dtype).flatten(1, 2)  # [B, T 3, H, W]
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False) / 255
+    x = x.unflatten(1, (-1, 3)).transpose(1, 2)
     matrix, offset = _colours(changes.jitter, x.mean((2, 3, 4)))
     x = torch.baddbmm(offset[..., None], matrix, x.flatten(2)).view(x.shape).clamp(0, 1)
     if mask is not None:

@@ -24,11 +24,12 @@ FUNCTION = "bank_losses_cpu"
 RESULTS = ["info_nce", "mined_bce", "grad_info_nce", "grad_mined_bce"]
 
 
-def build(dtype=F32, bank_dtype=F32, b=5, n=37, d=11, m=4, layout="row", temperatures=(0.07, 0.02)):
+def build(dtype=F32, bank_dtype=F32, b=5, n=37, d=11, m=4, layout="row", temperatures=(0.07, 0.02), p=None):
+    p = b if p is None else p
     random = np.random.default_rng([b, n, d, m])
     query, positive, bank = (unit_rows(random, count, d) for count in (b, b, n))
     bank = Bank(bank, bank_dtype, layout)
-    positives = random.integers(-1, n, size=(b, m))
+    positives = random.integers(-1, n, size=(p, m))
     return {
         "dtype": dtype,
         "query": filled(query, STORED[dtype]),
@@ -38,13 +39,14 @@ def build(dtype=F32, bank_dtype=F32, b=5, n=37, d=11, m=4, layout="row", tempera
         "b": b,
         "n": n,
         "d": d,
+        "p": p,
         "m": m,
         "temperature": temperatures[0],
         "mined_temperature": temperatures[1],
         "info_nce": empty([b], STORED[dtype]),
-        "mined_bce": empty([b], STORED[dtype]),
+        "mined_bce": empty([p], STORED[dtype]),
         "grad_info_nce": empty([b, d], STORED[dtype]),
-        "grad_mined_bce": empty([b, d], STORED[dtype]),
+        "grad_mined_bce": empty([p, d], STORED[dtype]),
         "threads": 1,
     }
 
@@ -86,6 +88,18 @@ def test_no_positives_at_all(library):
         for pointer in ({}, {"positives": None}):
             done = call(library, FUNCTION, {**build(dtype, F32, 7, 150, 30, 0), **pointer})
             check(library, {**done, "positives": np.zeros((7, 0), np.int64)})
+
+
+def test_only_the_first_rows_have_positives(library):
+    for dtype in COMPUTED:
+        for bank_dtype in BANK_DTYPES:
+            whole = call(library, FUNCTION, build(dtype, bank_dtype, 150, 300, 30))
+            for p in (0, 1, 16, 64, 65, 149):
+                arguments = build(dtype, bank_dtype, 150, 300, 30, p=p)
+                arguments["positives"][:] = whole["positives"][:p]
+                done = call(library, FUNCTION, arguments)
+                for name in RESULTS:
+                    np.testing.assert_array_equal(done[name], whole[name][: len(done[name])])
 
 
 def test_unwanted_gradients(library):
@@ -133,7 +147,7 @@ def test_threads(library, bank_dtype):
     [*BAD_BANK, *bad_temperatures("temperature"), *bad_temperatures("mined_temperature")]
     + bad_buffers("query", "positive", "info_nce", "mined_bce")
     + [({name: "misaligned"}, "align") for name in ("positives", "grad_info_nce", "grad_mined_bce")]
-    + [({"m": -1}, "impossible")],
+    + [({"m": -1}, "impossible"), ({"p": -1}, "impossible"), ({"p": 6}, "at most 5 rows")],
 )
 def test_bad_arguments(library, wrong, word):
     refused(library, FUNCTION, build(), wrong, word)

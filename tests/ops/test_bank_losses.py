@@ -83,6 +83,20 @@ def test_equals_the_two_ops(draw):
     assert_close(mined, ops.mined_bce(query, bank, positives, reduction="none"))
 
 
+@pytest.mark.parametrize("mined", [0, 1, 64, 70])
+@pytest.mark.parametrize("bank_type", [torch.float32, torch.bfloat16])
+def test_only_the_first_rows_have_positives(draw, mined, bank_type):
+    query, positive, bank, positives = draw(r=70, n=300, d=16, bank_dtype=bank_type)
+    query.requires_grad_()
+    whole, part = (ops.bank_losses(query, positive, bank, rows) for rows in (positives, positives[:mined]))
+    assert torch.equal(part[0], whole[0]) and torch.equal(part[1], whole[1][:mined])
+    weights = torch.linspace(1, 2, 70, device=query.device)
+    (got,) = torch.autograd.grad((part[1] * weights[:mined]).sum() + part[0].sum(), query)
+    (expected,) = torch.autograd.grad((whole[1] * weights)[:mined].sum() + whole[0].sum(), query)
+    assert_close(got, expected, rtol=1e-6, atol=1e-7)
+    assert part[1].shape == (mined,)
+
+
 def test_without_positives_the_mined_term_is_zero(draw):
     query, positive, bank, _ = draw()
     query.requires_grad_()
@@ -280,7 +294,7 @@ Q, N, P = torch.zeros(2, 3), torch.zeros(5, 3), torch.tensor([[0, -1], [4, 4]])
     [
         ((Q, Q[:1], N, P), {}, ValueError, "positive must have shape [R, D] with R = 2, got [1, 3]"),
         ((Q, Q, N[:, :2], P), {}, ValueError, "bank must have shape [N, D] with D = 3, got [5, 2]"),
-        ((Q, Q, N, P[:1]), {}, ValueError, "positives must have shape [R, M] with R = 2, got [1, 2]"),
+        ((Q, Q, N, torch.cat((P, P))), {}, ValueError, "positives must have at most the 2 rows of query, got [4, 2]"),
         ((Q, Q, N, [[0], [1]]), {}, TypeError, "positives must be a torch.Tensor, got list"),
         ((Q, Q, N[:0], P), {}, ValueError, "bank must have at least one row, got [0, 3]"),
         ((Q, Q, N[:0], None), {}, ValueError, "bank must have at least one row, got [0, 3]"),

@@ -57,6 +57,15 @@ def test_shapes_ranges_and_one_draw():
     assert all(view.rgb is None for view in tiny(modalities=("pose",)).views(without))
 
 
+def test_views_are_as_exact_under_autocast():
+    system, clips = tiny(), batch()
+    expected = system.views(clips, seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = system.views(clips, seeded())
+    for view, again in zip(expected, found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(view, again, strict=True))
+
+
 def test_pictures_show_the_moments_of_the_pose():
     """Positions and pixels that tell the time: both are cut from the same window, in either view another."""
     size, frames = 300, 50
@@ -153,8 +162,9 @@ class TestFlip:
         """Every joint of face, mouth and trunk at 1 - x under the other side's name; hands change places."""
         clips = batch(frames=8)
         pose = {**STILL, "flip_probability": 1.0, "min_crop": 1.0, "frames": 8}
-        (view, _), (plain, _) = tiny(**pose).views(clips, seeded()), tiny(**{**pose, "flip_probability": 0.0}).views(
-            clips, seeded()
+        (view, _), (plain, _) = (
+            tiny(**pose).views(clips, seeded()),
+            tiny(**{**pose, "flip_probability": 0.0}).views(clips, seeded()),
         )
         assert torch.equal(view.confidence, plain.confidence[..., LAYOUT.flip])
         source = plain.xy[:, :, LAYOUT.flip]

@@ -153,12 +153,12 @@ slr_status slr_mined_bce_cpu(int32_t dtype, const void* query, int32_t bank_dtyp
                              int64_t column_stride, const int64_t* positives, int64_t b, int64_t n, int64_t d,
                              int64_t m, double temperature, void* loss, void* grad, int32_t threads);
 
-/* Both of the above from one set of scores. */
+/* Both of the above from one set of scores; only the first p rows have positives [p, m] and the second loss [p]. */
 slr_status slr_bank_losses_cpu(int32_t dtype, const void* query, const void* positive, int32_t bank_dtype,
                                const void* bank, int64_t row_stride, int64_t column_stride, const int64_t* positives,
-                               int64_t b, int64_t n, int64_t d, int64_t m, double temperature, double mined_temperature,
-                               void* info_nce, void* mined_bce, void* grad_info_nce, void* grad_mined_bce,
-                               int32_t threads);
+                               int64_t b, int64_t n, int64_t d, int64_t p, int64_t m, double temperature,
+                               double mined_temperature, void* info_nce, void* mined_bce, void* grad_info_nce,
+                               void* grad_mined_bce, int32_t threads);
 
 /* loss [b] = sum_i P_i (log P_i - log Q_i) over the k rows of the teacher's bank [n, d] that are nearest to teacher[b];
  * P, Q: softmax over those rows of teacher and student scores; student_bank [n, student_d]; grad [b, student_d]. */

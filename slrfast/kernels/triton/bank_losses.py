@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from slrfast.kernels.triton import _bank, info_nce, mined_bce
 
@@ -26,5 +27,7 @@ def bank_losses(
         loss, _, grad = info_nce.add_splits(query, positive, sums, temperature, want_grad, False)
         if positives is None:
             return loss, torch.zeros_like(loss), grad, grad.new_empty(0)
+        rows = len(positives)
+        positives = F.pad(positives, (0, 0, 0, len(query) - rows), value=-1)
         mined_loss, mined_grad = mined_bce.add_splits(query, bank, positives, sums, mined_temperature, want_grad)
-        return loss, mined_loss, grad, mined_grad
+        return loss, mined_loss[:rows].clone(), grad, mined_grad[:rows].clone()
