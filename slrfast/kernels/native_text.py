@@ -38,7 +38,9 @@ def sign_text_similarity_grad(
     grad, slopes = grad.to(like.dtype).contiguous(), slopes.contiguous()
     grads = [like.new_empty(x.shape if want else 0) for x, want in ((sign, want_sign), (text, want_text))]
     if grad.shape != like.shape or slopes.numel() not in (0, kept(sign, text)) or slopes.dtype != like.dtype:
-        raise ValueError(f"the gradient of a similarity is {list(like.shape)}, got {list(grad.shape)}, or slopes differ")
+        raise ValueError(
+            f"the gradient of a similarity is {list(like.shape)}, got {list(grad.shape)}, or slopes differ"
+        )
     dtype, *sequences = _sequences(sign, text, sign_mask, text_mask)
     LIBRARY.sign_text_similarity_grad_cpu(
         dtype, grad.data_ptr(), *sequences, row_temperature, slopes.data_ptr(),
@@ -52,14 +54,17 @@ def kept(sign: Tensor, text: Tensor) -> int:
     return (sign.shape[0] * sign.shape[1] + 31) // 32 * 32 * ((text.shape[0] * text.shape[1] + 7) // 8 * 8)
 
 
-def _taken(sign: Tensor, text: Tensor, *masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, ...]:
+def _taken(
+    sign: Tensor, text: Tensor, sign_mask: Tensor | None, text_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
     """Compact tensors of one type, bfloat16 where both have that, and room for the similarity."""
     if sign.dtype == text.dtype == torch.bfloat16:
         sign, text = sign.contiguous(), text.contiguous()
     else:
         sign, text = native.compact(sign, text, wide=())
+    sign_mask, text_mask = (None if mask is None else mask.contiguous() for mask in (sign_mask, text_mask))
     similarity = torch.empty(sign.shape[0], text.shape[0], dtype=torch.promote_types(sign.dtype, torch.float32))
-    return sign, text, *(None if mask is None else mask.contiguous() for mask in masks), similarity
+    return sign, text, sign_mask, text_mask, similarity
 
 
 def _sequences(sign: Tensor, text: Tensor, sign_mask: Tensor | None, text_mask: Tensor | None) -> tuple[int, ...]:

@@ -104,7 +104,15 @@ def _keeps(sign: Tensor, text: Tensor) -> bool:
     if max(sign.shape[0] * sign.shape[1], text.shape[0] * text.shape[1]) > KEPT_ROWS:
         return False
     size = native_text.kept(sign, text) * accumulation_dtype(sign, text).itemsize
-    return size <= KEPT_BYTES and _dispatch.choose("sign_text_similarity", "cpu") == "native"
+    return size <= KEPT_BYTES and _runs_native()
+
+
+def _runs_native() -> bool:
+    return _dispatch.choose("sign_text_similarity", "cpu") == "native"
+
+
+# torch.compiler.assume_constant_result, without its import of the whole compiler
+_runs_native._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 _library.impl("sign_text_similarity", _forward, "CompositeExplicitAutograd")

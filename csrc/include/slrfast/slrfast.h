@@ -99,9 +99,9 @@ slr_status slr_masked_motion_loss_cpu(int32_t dtype, const void* prediction, con
                                       int64_t joints, double scale, int32_t squared, int32_t average, void* loss,
                                       void* grad, int32_t threads);
 
-/* loss [clips] = sum of confidence |prediction - target|^2 over the keypoints in mask, count [clips] how many those are;
- * grad = d loss / d prediction, or null. dtype SLR_F32 or SLR_F64; prediction, target, grad [clips, keypoints, 2], mask
- * and confidence [clips, keypoints], of all frames of a clip. */
+/* loss [clips] = sum of confidence |prediction - target|^2 over the keypoints in mask, count [clips] how many those
+ * are; grad = d loss / d prediction, or null. dtype SLR_F32 or SLR_F64; prediction, target, grad [clips, keypoints, 2],
+ * mask and confidence [clips, keypoints], of all frames of a clip. */
 slr_status slr_masked_pose_loss_cpu(int32_t dtype, const void* prediction, const void* target, const uint8_t* mask,
                                     const void* confidence, int64_t clips, int64_t keypoints, void* loss,
                                     int64_t* count, void* grad, int32_t threads);
@@ -119,10 +119,10 @@ slr_status slr_sign_text_similarity_cpu(int32_t dtype, const void* sign, const u
 
 /* Its adjoint for grad [b, m]: grad_sign [b, sign_length, d] and grad_text [m, text_length, d], each or null. */
 slr_status slr_sign_text_similarity_grad_cpu(int32_t dtype, const void* grad, const void* sign,
-                                             const uint8_t* sign_mask, int64_t b, int64_t sign_length,
-                                             const void* text, const uint8_t* text_mask, int64_t m,
-                                             int64_t text_length, int64_t d, double row_temperature,
-                                             const void* slopes, void* grad_sign, void* grad_text, int32_t threads);
+                                             const uint8_t* sign_mask, int64_t b, int64_t sign_length, const void* text,
+                                             const uint8_t* text_mask, int64_t m, int64_t text_length, int64_t d,
+                                             double row_temperature, const void* slopes, void* grad_sign,
+                                             void* grad_text, int32_t threads);
 
 /* Losses over a memory bank. `dtype`, SLR_F32 or SLR_F64, is the type of every sum, of the rows [b, d] that are
  * compared (query, positive, teacher, student) and of the results; a bank [n, d] has any slr_dtype and any strides, in
