@@ -48,8 +48,8 @@ slr_status check(const Call& call) {
       __builtin_mul_overflow(call.b, call.sign_length, &signs) ||
       __builtin_mul_overflow(call.m, call.text_length, &words) || signs > INT64_MAX / 64 || words > INT64_MAX / 64)
     return fail(SLR_INVALID_ARGUMENT, "%s: impossible sizes b=%lld sign_length=%lld m=%lld text_length=%lld d=%lld",
-                call.op, (long long)call.b, (long long)call.sign_length, (long long)call.m,
-                (long long)call.text_length, (long long)call.d);
+                call.op, (long long)call.b, (long long)call.sign_length, (long long)call.m, (long long)call.text_length,
+                (long long)call.d);
   sign_lanes = rounded_up(signs, kWidest), word_lanes = rounded_up(words, kRowStep);
   if (call.slopes != nullptr && (__builtin_mul_overflow(sign_lanes, word_lanes, &kept) || kept > INT64_MAX / 64))
     return fail(SLR_INVALID_ARGUMENT, "%s: impossible size %lld x %lld of slopes", call.op, (long long)sign_lanes,
@@ -103,8 +103,8 @@ class Run {
       if (const slr_status status = blocks<T>()) return status;
     if (!call_.backward && call_.slopes != nullptr) {  // what no score belongs to
       const int64_t all = rounded_up(signs, kWidest) * rounded_up(words, kRowStep);
-      const int64_t used = rows_ == 0 || words_ == 0 ? 0 : rounded_up(rows_, panel_of(isa_, call_.dtype)) *
-                                                               rounded_up(words_, kRowStep);
+      const int64_t used =
+          rows_ == 0 || words_ == 0 ? 0 : rounded_up(rows_, panel_of(isa_, call_.dtype)) * rounded_up(words_, kRowStep);
       std::memset(static_cast<T*>(call_.slopes) + used, 0, (all - used) * sizeof(T));
     }
     if (totals_ != nullptr)
@@ -159,9 +159,8 @@ class Run {
       job.rows = smaller(block, rows_ - row), job.lanes = rounded_up(job.rows, panel);
       job.sign_rows = sign_rows_ + row, job.clips = clips_ + row;
       const auto pack = SLR_SELECT_KERNEL(isa_, pack_signs);
-      if (const slr_status status = items(job.lanes / panel, 0, [&](int64_t begin, int64_t end, void*) {
-            pack(job, begin, end);
-          }))
+      if (const slr_status status =
+              items(job.lanes / panel, 0, [&](int64_t begin, int64_t end, void*) { pack(job, begin, end); }))
         return status;
       for (int64_t text = 0, word = 0; text < texts_;) {
         job.bounds = bounds_, job.columns = columns_ + text, job.texts = job.words = bounds_[0] = 0;
@@ -182,14 +181,12 @@ class Run {
     const auto pack = SLR_SELECT_KERNEL(isa_, pack_texts);
     const auto compare_panels = SLR_SELECT_KERNEL(isa_, compare);
     const auto add = SLR_SELECT_KERNEL(isa_, add_text_grad);
-    if (const slr_status status = items(job.tile / kRowStep, 0, [&](int64_t begin, int64_t end, void*) {
-          pack(job, begin, end);
-        }))
+    if (const slr_status status =
+            items(job.tile / kRowStep, 0, [&](int64_t begin, int64_t end, void*) { pack(job, begin, end); }))
       return status;
-    if (const slr_status status = items(job.lanes / panel, 2 * job.tile * panel * sizeof(T),
-                                        [&](int64_t begin, int64_t end, void* scratch) {
-                                          compare_panels(job, begin, end, scratch);
-                                        }))
+    if (const slr_status status =
+            items(job.lanes / panel, 2 * job.tile * panel * sizeof(T),
+                  [&](int64_t begin, int64_t end, void* scratch) { compare_panels(job, begin, end, scratch); }))
       return status;
     if (totals_ != nullptr)
       for (int64_t t = 0; t < job.texts; ++t)
@@ -202,7 +199,8 @@ class Run {
 
   template <class Body>
   slr_status items(int64_t count, int64_t scratch, const Body& body) const {
-    const bool small = static_cast<double>(rows_) * static_cast<double>(words_) * static_cast<double>(call_.d) < 1 << 20;
+    const bool small =
+        static_cast<double>(rows_) * static_cast<double>(words_) * static_cast<double>(call_.d) < 1 << 20;
     return for_items(call_.op, count, small ? 1 : call_.threads, scratch, body);
   }
 
@@ -235,11 +233,11 @@ slr_status slr_sign_text_similarity_cpu(int32_t dtype, const void* sign, const u
 }
 
 slr_status slr_sign_text_similarity_grad_cpu(int32_t dtype, const void* grad, const void* sign,
-                                             const uint8_t* sign_mask, int64_t b, int64_t sign_length,
-                                             const void* text, const uint8_t* text_mask, int64_t m,
-                                             int64_t text_length, int64_t d, double row_temperature,
-                                             const void* slopes, void* grad_sign, void* grad_text, int32_t threads) {
+                                             const uint8_t* sign_mask, int64_t b, int64_t sign_length, const void* text,
+                                             const uint8_t* text_mask, int64_t m, int64_t text_length, int64_t d,
+                                             double row_temperature, const void* slopes, void* grad_sign,
+                                             void* grad_text, int32_t threads) {
   return slr::run({"sign_text_similarity_grad_cpu", dtype, sign, sign_mask, text, text_mask, b, sign_length, m,
-                   text_length, d, row_temperature, true, grad, nullptr, const_cast<void*>(slopes), grad_sign, grad_text,
-                   threads});
+                   text_length, d, row_temperature, true, grad, nullptr, const_cast<void*>(slopes), grad_sign,
+                   grad_text, threads});
 }

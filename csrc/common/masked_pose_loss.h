@@ -9,9 +9,9 @@ namespace slr {
 constexpr int64_t kKeypoints = 8192;  // of one part of a clip: losses are sums of such parts, for any number of threads
 
 struct MaskedPoseLoss {
-  int32_t dtype;                                   // T is the type it names
-  const void *prediction, *target, *confidence;    // [clips][keypoints][2], the last without the 2; T
-  const uint8_t* mask;                             // [clips][keypoints]
+  int32_t dtype;                                 // T is the type it names
+  const void *prediction, *target, *confidence;  // [clips][keypoints][2], the last without the 2; T
+  const uint8_t* mask;                           // [clips][keypoints]
   int64_t keypoints;
   void* grad;      // [clips][keypoints][2] T, or null
   double* losses;  // [clips][parts]

@@ -20,9 +20,9 @@ void part(const MaskedPoseLoss& job, int64_t at) {
   const int64_t parts = parts_of(job.keypoints), clip = at / parts, first = at % parts * kKeypoints;
   const int64_t begin = clip * job.keypoints + first, left = job.keypoints - first;
   const int64_t some = left < kKeypoints ? left : kKeypoints;
-  const T *const prediction = static_cast<const T*>(job.prediction) + 2 * begin;
-  const T *const target = static_cast<const T*>(job.target) + 2 * begin;
-  const T *const confidence = static_cast<const T*>(job.confidence) + begin;
+  const T* const prediction = static_cast<const T*>(job.prediction) + 2 * begin;
+  const T* const target = static_cast<const T*>(job.target) + 2 * begin;
+  const T* const confidence = static_cast<const T*>(job.confidence) + begin;
   const uint8_t* const mask = job.mask + begin;
   T* const grad = job.grad == nullptr ? nullptr : static_cast<T*>(job.grad) + 2 * begin;
   Value<T> sums = {};

@@ -30,6 +30,64 @@ const T* at(const void* buffer, int64_t offset) {
   return static_cast<const T*>(buffer) + offset;
 }
 
+// sums += rows of a tile [panels][rows][W] times a packed matrix [k][W], like multiply() of panels.h, but summed over
+// the panels as well: k is long here.
+template <class K>
+inline __attribute__((always_inline)) void multiply_long(const typename K::Element* tile, int64_t rows, int64_t first,
+                                                         int64_t k, const typename K::Element* right,
+                                                         Sums<typename K::Compute>& sums) {
+  using T = typename K::Compute;
+  constexpr int64_t W = kPanel<T>;
+  tile += first * W;
+  for (int64_t begin = 0; begin < k; begin += kStretch) {
+    const int64_t end = least(begin + kStretch, k);
+    if constexpr (K::pairs) {
+#if defined(__AVX512BF16__)
+      __m512 sum[kSome][2];
+#pragma GCC unroll 8
+      for (int i = 0; i < kSome; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+      const uint32_t* words = reinterpret_cast<const uint32_t*>(right);
+      for (int64_t at = begin; at < end; at += W, tile += rows * W) {
+        const uint32_t* left = reinterpret_cast<const uint32_t*>(tile);
+        for (int64_t j = (least(W, end - at) + 1) / 2; j > 0; --j, ++left, words += W) {
+          const __m512bh one = bit_cast<__m512bh>(_mm512_loadu_si512(words));
+          const __m512bh two = bit_cast<__m512bh>(_mm512_loadu_si512(words + 16));
+#pragma GCC unroll 8
+          for (int i = 0; i < kSome; ++i) {
+            const __m512bh x = bit_cast<__m512bh>(_mm512_set1_epi32(static_cast<int32_t>(left[i * W / 2])));
+            sum[i][0] = _mm512_dpbf16_ps(sum[i][0], one, x);
+            sum[i][1] = _mm512_dpbf16_ps(sum[i][1], two, x);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kSome; ++i)
+        sums.at[i][0] += bit_cast<Value<float>>(sum[i][0]), sums.at[i][1] += bit_cast<Value<float>>(sum[i][1]);
+#endif
+    } else {
+      Value<T> sum[kSome][2];
+#pragma GCC unroll 8
+      for (int i = 0; i < kSome; ++i) sum[i][0] = sum[i][1] = Value<T>{};
+      const T* values = right;
+      for (int64_t at = begin; at < end; at += W, tile += rows * W) {
+        const T* left = tile;
+        for (int64_t j = least(W, end - at); j > 0; --j, ++left, values += W) {
+          const Value<T> one = read(values), two = read(values + W / 2);
+#pragma GCC unroll 8
+          for (int i = 0; i < kSome; ++i) {
+            const Value<T> x = fill(left[i * W]);
+            sum[i][0] = fused(x, one, sum[i][0]);
+            sum[i][1] = fused(x, two, sum[i][1]);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kSome; ++i) sums.at[i][0] += sum[i][0], sums.at[i][1] += sum[i][1];
+    }
+    right += kStretch * W;
+  }
+}
+
 // Some channels of up to W rows, or of none: as elements, zero beyond row and channels.
 template <class K, class S>
 void copy_channels(const S* from, int64_t count, typename K::Element* to) {
@@ -42,7 +100,8 @@ void copy_channels(const S* from, int64_t count, typename K::Element* to) {
 template <class K, class S>
 void copy_row(const S* from, int64_t d, int64_t row, int64_t rows, typename K::Element* to) {
   constexpr int64_t W = kPanel<typename K::Compute>;
-  for (int64_t c = 0; c < d; c += W, to += rows * W) copy_channels<K>(from + c, from == nullptr ? 0 : d - c, to + row * W);
+  for (int64_t c = 0; c < d; c += W, to += rows * W)
+    copy_channels<K>(from + c, from == nullptr ? 0 : d - c, to + row * W);
 }
 
 template <class K, class S>
@@ -208,7 +267,7 @@ void compare_of(const SignText& job, int64_t begin, int64_t end, void* scratch) 
       for (int64_t n = 0; n < job.tile; n += kSome) {
         Sums<T> sums;
         clear(sums);
-        multiply<K>(at<E>(job.text_panels, 0), job.tile, n, job.d, signs, sums);
+        multiply_long<K>(at<E>(job.text_panels, 0), job.tile, n, job.d, signs, sums);
         set_to(scores + n * W, sums);
       }
       for (int64_t t = 0; t < job.texts; ++t)
@@ -239,7 +298,7 @@ void add_text_grad_of(const SignText& job, int64_t begin, int64_t end) {
       for (int64_t n = chunk; n < least(chunk + kWordChunk, job.words); n += kSome) {
         Sums<T> sums;
         clear(sums);
-        multiply<K>(left, job.tile, n, least(kStretch, job.lanes - first), signs, sums);
+        multiply_long<K>(left, job.tile, n, least(kStretch, job.lanes - first), signs, sums);
         put(sums, job.text_rows + n, job.words - n, job.d, j * W, job.add_text || first > 0, at<T>(job.grad_text, 0));
       }
     }

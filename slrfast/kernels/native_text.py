@@ -54,14 +54,17 @@ def kept(sign: Tensor, text: Tensor) -> int:
     return (sign.shape[0] * sign.shape[1] + 31) // 32 * 32 * ((text.shape[0] * text.shape[1] + 7) // 8 * 8)
 
 
-def _taken(sign: Tensor, text: Tensor, *masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, ...]:
+def _taken(
+    sign: Tensor, text: Tensor, sign_mask: Tensor | None, text_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
     """Compact tensors of one type, bfloat16 where both have that, and room for the similarity."""
     if sign.dtype == text.dtype == torch.bfloat16:
         sign, text = sign.contiguous(), text.contiguous()
     else:
         sign, text = native.compact(sign, text, wide=())
+    sign_mask, text_mask = (None if mask is None else mask.contiguous() for mask in (sign_mask, text_mask))
     similarity = torch.empty(sign.shape[0], text.shape[0], dtype=torch.promote_types(sign.dtype, torch.float32))
-    return sign, text, *(None if mask is None else mask.contiguous() for mask in masks), similarity
+    return sign, text, sign_mask, text_mask, similarity
 
 
 def _sequences(sign: Tensor, text: Tensor, sign_mask: Tensor | None, text_mask: Tensor | None) -> tuple[int, ...]:

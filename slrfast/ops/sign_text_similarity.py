@@ -104,7 +104,15 @@ def _keeps(sign: Tensor, text: Tensor) -> bool:
     if max(sign.shape[0] * sign.shape[1], text.shape[0] * text.shape[1]) > KEPT_ROWS:
         return False
     size = native_text.kept(sign, text) * accumulation_dtype(sign, text).itemsize
-    return size <= KEPT_BYTES and _dispatch.choose("sign_text_similarity", "cpu") == "native"
+    return size <= KEPT_BYTES and _runs_native()
+
+
+def _runs_native() -> bool:
+    return _dispatch.choose("sign_text_similarity", "cpu") == "native"
+
+
+# torch.compiler.assume_constant_result, without its import of the whole compiler
+_runs_native._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 _library.impl("sign_text_similarity", _forward, "CompositeExplicitAutograd")
@@ -172,8 +180,9 @@ def sign_text_similarity(
     Raises:
         TypeError: a tensor of another dtype. ValueError: shapes or devices that do not fit, a temperature <= 0.
     Numerics:
-        Accumulates in the result's dtype, deterministic, once differentiable. Scores are made tile by tile, also again
-        in the backward pass: 4 MiB of them are there at a time, which is also what is saved where all of them fit. Two
+        Accumulates in the result's dtype, deterministic, once differentiable. Scores are made tile by tile, and again
+        in the backward pass: on a CPU 4 MiB of them are there at a time (what belongs to them in the gradient is saved
+        where all of it fits in that), on a GPU 8 MiB in the backward pass; the reference holds all of them. Two
         bfloat16 inputs are multiplied in pairs where the processor can (AVX512-BF16); their scores are exact to
         float32, the weights of the gradients' sums rounded to bfloat16, 2^-9 relative. A NaN spoils the row or column
         of its sequence.

@@ -244,6 +244,15 @@ def test_compiles_whole_with_dynamic_shapes_and_under_autocast(device, compiled)
         assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves))
 
 
+def test_compiles_before_any_other_call(compiled, monkeypatch):
+    """Which backend runs is looked up while the graph is traced, and not traced itself."""
+    monkeypatch.setattr(_dispatch, "_chosen", {})
+    sign, text, *masks = draw()
+    got = compiled(ops.sign_text_similarity)(sign.requires_grad_(), text, *masks)
+    assert_close(got, ops.sign_text_similarity(sign, text, *masks))
+    assert got.requires_grad
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", _dispatch.TABLES[OP]["cuda"])
