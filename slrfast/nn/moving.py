@@ -24,8 +24,8 @@ class MotionPreservingMask(nn.Module):
         threshold: p, the least standard deviation that is kept, in the unit of the latents.
         quantile: take p as the share of the clip's latents that is removed, those of the smallest deviation.
         relative: threshold what Xhat differs from h^-1(0), the frame that nothing moves in, and not Xhat itself:
-            the flow decodes a latent of 0 to some grey, which what moves can be darker or brighter than. For the
-            identity flow both are the same.
+            the flow decodes a latent of 0 to some grey, which what moves can be darker or brighter than. Of a signer
+            before a white wall, the grey of Xhat keeps the wall. For the identity flow both are the same.
         frames_at_once: how many frames go through the flow together, which bounds its memory.
     """
 
