@@ -14,7 +14,7 @@ from slrfast.nn.momentum import MomentumEncoder
 from slrfast.nn.moving import MotionPreservingMask
 from slrfast.nn.packed import Packing
 from slrfast.nn.positions import sinusoidal_positions, with_positions
-from slrfast.nn.r3d import R3D
+from slrfast.nn.r3d import R3D, load_r3d
 from slrfast.nn.temporal import TemporalBlock
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "SemanticPositives",
     "TemporalBlock",
     "convert",
+    "load_r3d",
     "sinusoidal_positions",
     "with_positions",
 ]

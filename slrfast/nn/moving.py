@@ -95,29 +95,3 @@ class MotionPreservingMask(nn.Module):
         """A text that changes with the flow's weights and with every option that changes masks."""
         options = f"{self.flow.fingerprint()} {float(self.threshold)!r} {self.quantile} {self.relative}"
         return hashlib.sha256(f"MotionPreservingMask 1: {options}".encode()).hexdigest()[:32]
-
-
-def apply_motion_mask(
-    rgb: Tensor, mask: Tensor, probability: float = 0.2, generator: torch.Generator | None = None
-) -> Tensor:
-    """Leave of some clips only what moves: X' = X mask with a probability per clip, else X. CCL-SLR 3.2, alpha = 0.2.
-
-    Args:
-        rgb: [B, 3, T, H, W], uint8 or floating. Gradient flows.
-        mask: bool [B, T, H, W].
-        probability: alpha, in [0, 1].
-        generator: of one number for each clip, drawn on its device.
-    Returns:
-        A new tensor like ``rgb``; what is masked is 0, black.
-    Raises:
-        ValueError: shapes that do not fit, or a probability out of [0, 1]. TypeError: a mask that is not bool.
-    """
-    op = "apply_motion_mask"
-    checks.shapes(op, rgb=(rgb, "B 3 T H W"), mask=(mask, "B T H W"))
-    checks.dtype(op, torch.bool, mask=mask)
-    checks.same_device(op, rgb=rgb, mask=mask)
-    checks.number_between(op, 0, 1, probability=probability)
-    place = rgb.device if generator is None else generator.device
-    chosen = torch.rand(len(rgb), generator=generator, device=place) < probability
-    left = mask | ~chosen.to(mask.device).view(-1, 1, 1, 1)
-    return rgb * left[:, None]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slrfast.nn.flow import Flow, FlowConfig, IdentityFlow
-from slrfast.nn.moving import MotionPreservingMask, apply_motion_mask
+from slrfast.nn.moving import MotionPreservingMask
 
 
 def scene(t=8, size=16, seed=0, moves=True):
@@ -161,43 +161,3 @@ def test_errors(call, error, words):
     with pytest.raises(error) as raised:
         call(MotionPreservingMask(Flow(FlowConfig(1, 1, 2))))
     assert str(raised.value).startswith("MotionPreservingMask: ") and words in str(raised.value)
-
-
-# ---- the mask on the clip -------------------------------------------------------------------------------------------
-
-
-def test_a_share_of_the_clips_is_masked():
-    rgb = torch.randint(1, 256, (400, 3, 2, 2, 2), dtype=torch.uint8)
-    mask = torch.rand(400, 2, 2, 2) < 0.5
-    mask[:, 0, 0, 0] = False
-    out = apply_motion_mask(rgb, mask, 0.2, torch.Generator().manual_seed(0))
-    changed = out[:, 0, 0, 0, 0] == 0
-    assert 50 < changed.sum() < 110 and out.dtype == torch.uint8
-    assert torch.equal(out[changed], rgb[changed] * mask[changed][:, None]) and torch.equal(
-        out[~changed], rgb[~changed]
-    )
-    again = apply_motion_mask(rgb, mask, 0.2, torch.Generator().manual_seed(0))
-    assert torch.equal(out, again)
-
-
-def test_all_or_none_and_a_gradient():
-    rgb, mask = torch.rand(2, 3, 2, 4, 4, requires_grad=True), torch.rand(2, 2, 4, 4) < 0.5
-    assert torch.equal(apply_motion_mask(rgb, mask, 0.0), rgb)
-    out = apply_motion_mask(rgb, mask, 1.0)
-    assert torch.equal(out, rgb * mask[:, None])
-    out.sum().backward()
-    assert torch.equal(rgb.grad, mask[:, None].expand_as(rgb).float())
-
-
-@pytest.mark.parametrize(
-    ("mask", "options", "error", "words"),
-    [
-        (torch.zeros(2, 2, 4, 5) > 0, {}, ValueError, "mask must have shape [B, T, H, W] with W = 4"),
-        (torch.zeros(2, 2, 4, 4), {}, TypeError, "mask must be torch.bool, got torch.float32"),
-        (torch.zeros(2, 2, 4, 4) > 0, {"probability": 1.2}, ValueError, "probability must be in [0, 1], got 1.2"),
-    ],
-)
-def test_apply_errors(mask, options, error, words):
-    with pytest.raises(error) as raised:
-        apply_motion_mask(torch.rand(2, 3, 2, 4, 4), mask, **options)
-    assert words in str(raised.value)
