@@ -7,7 +7,7 @@ namespace SLR_ISA {
 namespace {
 
 constexpr double kLog2E = 1.44269504088896340736;
-constexpr int64_t kStretch = 512;  // sign rows, and words, whose products are summed at a time
+constexpr int64_t kStretch = 512;  // products that are summed at a time; a multiple of every W
 
 #define SLR_SWITCH_PAIRS(dtype, function, ...)        \
   switch (dtype) {                                    \
@@ -88,20 +88,12 @@ inline __attribute__((always_inline)) void multiply_long(const typename K::Eleme
   }
 }
 
-// Some channels of up to W rows, or of none: as elements, zero beyond row and channels.
+// The channels [c, c + W) of a row, or of none, as elements: zero beyond row and channels.
 template <class K, class S>
-void copy_channels(const S* from, int64_t count, typename K::Element* to) {
+void copy_channels(const S* row, int64_t d, int64_t c, typename K::Element* to) {
   constexpr int64_t W = kPanel<typename K::Compute>, width = Simd<typename K::Compute>::width;
-  for (int64_t c = 0; c < W; c += width)
-    store(to + c, c < count ? load_some(from + c, count - c) : Value<typename K::Compute>{});
-}
-
-// Rows of a tile, [panels of d][rows][W], from row `first` on; `from` is null where there is none.
-template <class K, class S>
-void copy_row(const S* from, int64_t d, int64_t row, int64_t rows, typename K::Element* to) {
-  constexpr int64_t W = kPanel<typename K::Compute>;
-  for (int64_t c = 0; c < d; c += W, to += rows * W)
-    copy_channels<K>(from + c, from == nullptr ? 0 : d - c, to + row * W);
+  for (const int64_t end = c + W; c < end; c += width, to += width)
+    store(to, row != nullptr && c < d ? load_some(row + c, d - c) : Value<typename K::Compute>{});
 }
 
 template <class K, class S>
@@ -126,13 +118,11 @@ void pack_signs_of(const SignText& job, int64_t begin, int64_t end) {
         }
     }
     if (job.sign_panels == nullptr) continue;
-    E* const panels = at<E>(job.sign_panels, p * W * W);  // + panel of d * lanes * W
+    E* const panels = at<E>(job.sign_panels, p * W * W);  // those of d are lanes * W apart
     for (int64_t j = 0; j < panels_of<typename K::Compute>(d); ++j) {
       E some[W * W];
       E* const to = panels + j * job.lanes * W;
-      for (int64_t i = 0; i < W; ++i)
-        copy_channels<K>(rows[i] == nullptr ? rows[i] : rows[i] + j * W, rows[i] == nullptr ? 0 : d - j * W,
-                         (K::pairs ? some : to) + i * W);
+      for (int64_t i = 0; i < W; ++i) copy_channels<K>(rows[i], d, j * W, (K::pairs ? some : to) + i * W);
       if constexpr (K::pairs) weave<K>(some, W, to);
     }
   }
@@ -142,12 +132,14 @@ template <class K, class S>
 void pack_texts_of(const SignText& job, int64_t begin, int64_t end) {
   using E = typename K::Element;
   constexpr int64_t W = kPanel<typename K::Compute>;
+  const int64_t panels = panels_of<typename K::Compute>(job.d);
   for (int64_t n = begin * kRowStep; n < end * kRowStep; ++n) {
     const S* const from = n < job.words ? at<S>(job.text, job.text_rows[n] * job.d) : nullptr;
-    copy_row<K>(from, job.d, n, job.tile, at<E>(job.text_panels, 0));
+    for (int64_t j = 0; j < panels; ++j)
+      copy_channels<K>(from, job.d, j * W, at<E>(job.text_panels, (j * job.tile + n) * W));
   }
   if (!K::pairs || job.text_woven == nullptr) return;
-  for (int64_t j = 0; j < panels_of<typename K::Compute>(job.d); ++j) {
+  for (int64_t j = 0; j < panels; ++j) {
     const int64_t first = (j * job.tile + begin * kRowStep) * W;
     weave<K>(at<E>(job.text_panels, first), (end - begin) * kRowStep, at<E>(job.text_woven, first));
   }
