@@ -198,13 +198,8 @@ class MASA(Pretrained):
             TypeError, ValueError: as for :meth:`training_step`.
         """
         clips = self._padded(batch)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with self.evaluating():
             return self.autoencoder.encoder.features(clips).float()
-        finally:
-            for module, training in modes:
-                module.training = training
 
     @torch.no_grad()
     def views(self, batch: PoseBatch, generator: torch.Generator | None = None) -> tuple[View, View]:
@@ -216,12 +211,7 @@ class MASA(Pretrained):
         return seen, sampled
 
     def _padded(self, batch: PoseBatch) -> PaddedClips:
-        own = next(self.parameters())
-        same = batch.xy.device == own.device
-        rule = f"be on the system's device ({own.device})"
-        checks.require(same, "MASA", "batch", rule, batch.xy.device, "use batch.to(device)")
-        batch.require_layout("MASA", 49)
-        checks.dtype("MASA", own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
+        self.require(batch)
         clips = PaddedClips.of(batch)
         shortest = min(clips.packing.lengths, default=1)
         checks.require(shortest > 0, "MASA", "batch", "have at least one frame in every clip", shortest)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from typing_extensions import Self
 
+from slrfast import checks
+from slrfast.data import PoseBatch
 from slrfast.errors import CheckpointError
 from slrfast.files import replacing
 
@@ -32,6 +36,26 @@ class Pretrained(nn.Module):
 
     Config: ClassVar[type[Any]]
     config: Any
+
+    def require(self, batch: PoseBatch) -> None:
+        """TypeError or ValueError unless the batch has the system's device, keypoints and dtype."""
+        own, op = next(self.parameters()), type(self).__name__
+        same = batch.xy.device == own.device
+        rule = f"be on the system's device ({own.device})"
+        checks.require(same, op, "batch", rule, batch.xy.device, "use batch.to(device)")
+        batch.require_layout(op, self.keypoints)
+        checks.dtype(op, own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """All modules in evaluation mode, and afterwards each as it was."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write ``config.json`` and ``model.safetensors`` (parameters, buffers, banks and cursors) into ``folder``.

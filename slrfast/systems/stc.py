@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from slrfast import checks, graphs, ops
+from slrfast import graphs, ops
 from slrfast.data import AugmentPlan, PoseBatch
 from slrfast.nn import (
     AttentionPool,
@@ -192,7 +192,7 @@ class STC(Pretrained):
         Raises:
             TypeError, ValueError: the batch has another dtype or device than the system, or a clip without frames.
         """
-        self._check(batch)
+        self.require(batch)
         query, key = self.embed(*self.views(batch, generator))
         losses = self.losses(query, key)
         self.enqueue(key)
@@ -278,27 +278,14 @@ class STC(Pretrained):
         Raises:
             TypeError, ValueError: as for :meth:`training_step`.
         """
-        self._check(batch)
+        self.require(batch)
         lengths = batch.lengths
         skip = (lengths * 0.025).long()
         unchanged = AugmentPlan.none().draw(batch.size, device=batch.xy.device)
         view = self._view(batch, skip, lengths - 2 * skip, unchanged)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with self.evaluating():
             parts = [self.query[s](_input(s, view), view.visible) for s in self.config.streams]
-        finally:
-            for module, training in modes:
-                module.training = training
         return torch.cat([hand + trunk for hand, trunk, _ in parts], -1).float()
-
-    def _check(self, batch: PoseBatch) -> None:
-        own = next(self.parameters())
-        same = batch.xy.device == own.device
-        rule = f"be on the system's device ({own.device})"
-        checks.require(same, "STC", "batch", rule, batch.xy.device, "use batch.to(device)")
-        batch.require_layout("STC", 49)
-        checks.dtype("STC", own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD with momentum over the query encoders, as in the paper; the weight decay is the authors' code's."""
