@@ -7,7 +7,7 @@ namespace SLR_ISA {
 namespace {
 
 constexpr double kLog2E = 1.44269504088896340736;
-constexpr int64_t kStretch = 512;  // products that are summed at a time; a multiple of every W
+constexpr int64_t kStretch = 128;  // products that are summed at a time; a multiple of every W
 
 #define SLR_SWITCH_PAIRS(dtype, function, ...)        \
   switch (dtype) {                                    \
