@@ -90,6 +90,13 @@ def number_between(op: str, low: float, high: float, **scalars: float) -> None:
         require(low <= value <= high and value < math.inf, op, name, rule, value)
 
 
+def are_numbers(values: object, count: int | None) -> bool:
+    """Whether ``values`` is a tuple or list of so many numbers (None: of any number of them)."""
+    if not isinstance(values, (tuple, list)) or (count is not None and len(values) != count):
+        return False
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
 def integer_between(op: str, low: int, high: int, **scalars: int) -> None:
     """Every scalar is an integer in [low, high]."""
     for name, value in scalars.items():

@@ -147,7 +147,8 @@ class Flow(nn.Module):
     neither its size nor its training data: both are ours. Unlike Glow, no latents are split off between the levels, so
     that all have one grid.
 
-    Computes in the dtype of its parameters, also under autocast: half types would not come back.
+    Computes in the dtype of its parameters, also under autocast, and without TensorFloat-32: what is rounded to ten
+    bits does not come back.
 
     >>> flow = Flow(FlowConfig(levels=1, steps=2, hidden=4))
     >>> frames = torch.rand(2, 3, 8, 8)
@@ -310,5 +311,15 @@ class Flow(nn.Module):
 
 @contextmanager
 def _exact(x: Tensor) -> Iterator[None]:
-    with torch.autocast(x.device.type, enabled=False):
-        yield
+    """Neither autocast nor TensorFloat-32, which torch by default uses in convolutions on a GPU."""
+    cudnn: Any = torch.backends.cudnn
+    owner, name, full = (
+        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    )
+    before = getattr(owner, name)
+    setattr(owner, name, full)
+    try:
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        setattr(owner, name, before)

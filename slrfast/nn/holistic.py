@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slrfast import graphs
+from slrfast import checks, graphs
 from slrfast.nn.gcn import PartGCN
 
 _BODIES = {75: ("trunk", graphs.TRUNK7), 79: ("body", graphs.BODY11)}
@@ -46,6 +46,7 @@ class HolisticEmbedding(nn.Module):
         input_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        checks.require(keypoints in _BODIES, "HolisticEmbedding", "keypoints", "be 75 or 79", keypoints)
         self.parts = graphs.layout(keypoints).parts
         self.body, body_graph = _BODIES[keypoints]
         self.hand_gcn, self.body_gcn, self.face_gcn, self.mouth_gcn = (

@@ -104,8 +104,9 @@ class CCLConfig:
         for name in (*counts, "embedding", "bank_size", "min_frames", "epochs", "batch_size"):
             checks.integer_between(op, 1, 1 << 31, **{name: getattr(self, name)})
         checks.integer_between(op, 1, self.bank_size, positives=self.positives)
-        stages = len(self.rgb_layers) == 4 and min(self.rgb_layers) >= 1
-        checks.require(stages, op, "rgb_layers", "be four numbers >= 1", self.rgb_layers)
+        layers = self.rgb_layers
+        stages = checks.are_numbers(layers, 4) and all(isinstance(blocks, int) and blocks >= 1 for blocks in layers)
+        checks.require(stages, op, "rgb_layers", "be four integers >= 1", layers)
         for name in ("temperature", "mining_temperature", "input_eps", "learning_rate"):
             checks.positive(op, **{name: getattr(self, name)})
         for name in ("mining_weight", "cross_weight", "weight_decay", "warmup", "rotation"):
@@ -113,12 +114,18 @@ class CCLConfig:
         shares = ("gcn_dropout", "frame_dropout", "transformer_dropout", "sgd_momentum", "momentum", "flip_probability")
         for name in (*shares, "mask_probability", "jitter_probability", "joint_probability", "joint_fraction"):
             checks.number_between(op, 0, 1, **{name: getattr(self, name)})
-        checks.require(0 < self.min_crop <= 1, op, "min_crop", "be in (0, 1]", self.min_crop)
-        low, high = self.crop
-        checks.require(0 < low <= high <= 1, op, "crop", "be (low, high) with 0 < low <= high <= 1", self.crop)
-        *strengths, hue = self.jitter
-        gentle = len(strengths) == 3 and 0 <= min(strengths) and max(strengths) <= 1 and 0 <= hue <= 0.5
+        checks.number_between(op, 0, 1, min_crop=self.min_crop)
+        checks.require(self.min_crop > 0, op, "min_crop", "be in (0, 1]", self.min_crop)
+        inside = checks.are_numbers(self.crop, 2) and 0 < self.crop[0] <= self.crop[1] <= 1
+        checks.require(inside, op, "crop", "be (low, high) with 0 < low <= high <= 1", self.crop)
+        rising = checks.are_numbers(self.scale, 2) and -math.inf < self.scale[0] <= self.scale[1] < math.inf
+        checks.require(rising, op, "scale", "be (low, high), finite, low <= high", self.scale)
+        gentle = checks.are_numbers(self.jitter, 4) and all(
+            0 <= strength <= most for strength, most in zip(self.jitter, (1, 1, 1, 0.5), strict=True)
+        )
         checks.require(gentle, op, "jitter", "be three strengths in [0, 1] and a hue in [0, 0.5]", self.jitter)
+        epochs = checks.are_numbers(self.milestones, None)
+        checks.require(epochs, op, "milestones", "be a sequence of numbers", self.milestones)
         known = self.modalities in (("rgb",), ("pose",), ("rgb", "pose"))
         checks.require(known, op, "modalities", "be 'rgb', 'pose' or both in this order", self.modalities)
         for name, options in _CHOICES.items():

@@ -142,8 +142,10 @@ class SLP(Pretrained):
         if name != "text":
             return super().__setattr__(name, value)
         width = self.config.text_dim
-        fits = value is None or value.dim == width
-        checks.require(fits, "SLP", "text", f"have dim {width} (config.text_dim)", getattr(value, "dim", None))
+        dim = getattr(value, "dim", None)
+        fits = value is None or (isinstance(dim, int) and dim == width)
+        got = dim if isinstance(dim, int) else f"{type(value).__name__} without a dim"
+        checks.require(fits, "SLP", "text", f"have dim {width} (config.text_dim)", got)
         return object.__setattr__(self, name, value)  # not a submodule, whatever it is
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -221,7 +223,8 @@ class SLP(Pretrained):
         softmax(Z / tau) Z. Coarse: the cosine of the averages.
         """
         if self.config.similarity == "coarse":
-            return sign.rows[:, 0] @ text.rows[:, 0].mT
+            with torch.autocast(sign.rows.device.type, enabled=False):  # 1 / sigma would blow up what is rounded away
+                return sign.rows[:, 0] @ text.rows[:, 0].mT
         return ops.sign_text_similarity(
             sign.rows, text.rows, sign.present, text.present, row_temperature=self.config.row_temperature
         )
@@ -251,6 +254,8 @@ class SLP(Pretrained):
     def _encode_text(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Packing]:
         hint = "set system.text = TextEncoder(path), or train with tasks=('reconstruction',)"
         checks.require(self.text is not None, "SLP", "text", "be a text encoder for a batch with texts", None, hint)
+        longest = int(lengths.max()) if len(lengths) else 0
+        checks.require(longest <= tokens.shape[1], "SLP", "token_lengths", f"be <= {tokens.shape[1]}", longest)
         tokens, lengths = shorten(tokens, lengths, self.config.max_tokens)
         self.text.to(tokens.device)  # type: ignore[union-attr]
         features: Tensor = self.text(tokens, lengths)  # type: ignore[misc]

@@ -101,6 +101,8 @@ class SLPConfig:
         for name in ("gcn_dropout", "frame_dropout", "transformer_dropout", "mask_ratio"):
             checks.number_between(op, 0, 1, **{name: getattr(self, name)})
         check_levels(op, self.mask_levels)
+        rates = checks.are_numbers(self.betas, 2) and all(0 <= rate < 1 for rate in self.betas)
+        checks.require(rates, op, "betas", "be two numbers in [0, 1)", self.betas)
         checks.choice(op, ("fine", "coarse"), similarity=self.similarity)
         for name, all_of in (("tasks", TASKS), ("branches", BRANCHES)):
             chosen = getattr(self, name)

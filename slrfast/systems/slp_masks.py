@@ -62,8 +62,8 @@ def hierarchical_mask(
 
 def check_levels(op: str, levels: Sequence[float]) -> None:
     """Three weights >= 0, not all 0."""
-    right = len(levels) == 3 and all(0 <= weight < float("inf") for weight in levels) and sum(levels) > 0
-    checks.require(right, op, "levels", "be three finite weights >= 0, not all 0", tuple(levels))
+    right = checks.are_numbers(levels, 3) and all(0 <= weight < float("inf") for weight in levels) and sum(levels) > 0
+    checks.require(right, op, "levels", "be three finite weights >= 0, not all 0", levels)
 
 
 def _smallest(keys: Tensor, candidates: Tensor, count: Tensor) -> Tensor:

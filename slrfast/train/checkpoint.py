@@ -81,6 +81,9 @@ def load_checkpoint(
         parameter, _, key = name.rpartition("/")
         if parameter in weights and value.dim() and value.shape != weights[parameter].shape:
             raise CheckpointError(f"{path}: the optimizer state {name!r} has the wrong shape {list(value.shape)}")
+        if parameter in weights and value.shape == weights[parameter].shape:
+            # in the parameter's layout in memory, which a fused optimizer takes for granted
+            value = torch.empty_like(weights[parameter], dtype=value.dtype, device=value.device).copy_(value)
         state.setdefault(parameter, {})[key] = value
     names = {parameter: name for name, parameter in weights.items()}
     trained = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -219,3 +219,34 @@ def test_errors(call, error, words):
     with pytest.raises(error) as raised:
         call(stirred())
     assert words in str(raised.value)
+
+
+def rounded_convolutions():
+    """Whether convolutions on a GPU may round their inputs to TensorFloat-32."""
+    cudnn = torch.backends.cudnn
+    return cudnn.conv.fp32_precision != "ieee" if hasattr(cudnn, "conv") else cudnn.allow_tf32
+
+
+def test_convolutions_are_not_rounded_to_tensorfloat(monkeypatch):
+    flow, x = stirred(), frames()
+    seen, convolve = [], torch.nn.functional.conv2d
+
+    def conv2d(*arguments, **options):
+        seen.append(rounded_convolutions())
+        return convolve(*arguments, **options)
+
+    monkeypatch.setattr("torch.nn.functional.conv2d", conv2d)
+    assert rounded_convolutions()  # torch's default
+    flow.initialize(x)
+    flow.inverse(flow(x)[0])
+    assert len(seen) >= 12 and not any(seen)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        flow(x[..., :3])
+    assert rounded_convolutions() and torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_way_back_is_exact_on_a_gpu():
+    flow, x = stirred(FlowConfig()).cuda(), frames(4, 64, 64).cuda()
+    assert (flow.inverse(flow(x)[0]) - x).abs().max() < 1e-5

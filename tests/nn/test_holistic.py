@@ -40,3 +40,8 @@ def test_hands_share_a_network_and_packed_frames_are_those_of_clips():
     torch.testing.assert_close(other[..., 8:16], manual[..., :8])
     for packed, padded in zip(embed(x.flatten(0, 1)), (manual, non_manual), strict=True):
         torch.testing.assert_close(packed.view_as(padded), padded)
+
+
+def test_other_layouts_are_refused():
+    with pytest.raises(ValueError, match="HolisticEmbedding: keypoints must be 75 or 79, got 49"):
+        HolisticEmbedding(49)

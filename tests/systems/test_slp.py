@@ -374,6 +374,16 @@ def test_bf16_autocast_stays_close():
         torch.testing.assert_close(rounded[name], value, rtol=0.05, atol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("similarity", ["fine", "coarse"])
+def test_similarities_are_as_exact_under_autocast(similarity):
+    model, batch = system(similarity=similarity), clips(texts=(6, 2, 3, 1))
+    sign, text = model.encode_signs(batch), model.encode_text(batch.tokens, batch.token_lengths)
+    expected = model.similarity(sign, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.similarity(sign, text)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("changes", [{"tasks": ("contrast",)}, {"mask_ratio": 1.0}], ids=["seen", "all masked"])
@@ -404,6 +414,10 @@ def test_a_step_on_a_gpu_is_that_of_the_cpu(changes):
         ({"temperature": 0.001}, "temperature must be >= 0.01, got 0.001"),
         ({"dim": 9, "heads": 3}, r"dim must give a branch an even width and a multiple of 3 heads, got 27 \(manual\)"),
         ({"branch_dim": 9, "narrow": True}, "branch_dim must give a branch an even width"),
+        ({"mask_levels": 1.0}, "SLPConfig: levels must be three finite weights >= 0, not all 0, got 1.0"),
+        ({"mask_levels": ("a", 1, 1)}, "SLPConfig: levels must be three finite weights >= 0"),
+        ({"betas": (0.9,)}, r"SLPConfig: betas must be two numbers in \[0, 1\), got \(0.9,\)"),
+        ({"betas": (0.9, 1.0)}, r"SLPConfig: betas must be two numbers in \[0, 1\)"),
     ],
 )
 def test_settings_that_do_not_fit(changes, message):
@@ -422,12 +436,20 @@ def test_batches_that_do_not_fit():
         model.encode(empty)
     with pytest.raises(ValueError, match="token_lengths must be >= 1, got 0"):
         model.encode_text(batch.tokens, torch.tensor([2, 0]))
+    with pytest.raises(ValueError, match="SLP: token_lengths must be <= 6, got 7"):
+        model.encode_text(batch.tokens, torch.tensor([7, 1]))  # the first text would take words of the second
+    with pytest.raises(ValueError, match="SLP: token_lengths must be <= 6, got 7"):
+        model.training_step(dataclasses.replace(batch, token_lengths=torch.tensor([7, 1])), seeded())
 
 
 def test_text_encoders_that_do_not_fit():
     model = system()
     with pytest.raises(ValueError, match=r"SLP: text must have dim 5 \(config.text_dim\), got 8"):
         model.text = FakeText(8)
+    with pytest.raises(ValueError, match=r"SLP: text must have dim 5 .*, got object without a dim"):
+        model.text = object()
+    with pytest.raises(ValueError, match=r"SLP: text must have dim 5 .*, got Tensor without a dim"):
+        model.text = torch.zeros(5)
     model.text = None
     hint = "set system.text = TextEncoder"
     with pytest.raises(ValueError, match=f"SLP: text must be a text encoder for a batch with texts, got None; {hint}"):

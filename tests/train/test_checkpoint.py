@@ -154,3 +154,27 @@ class TestDamage:
         save_file({**load_file(path), name: value}, path, metadata=metadata)
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(path, *parts)
+
+
+@pytest.mark.parametrize(("optimizer", "arguments"), [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {})])
+def test_going_on_with_another_layout_in_memory(tmp_path, optimizer, arguments):
+    """Files hold contiguous tensors; a fused optimizer pairs numbers by where they are in memory."""
+
+    def convolution():
+        torch.manual_seed(0)
+        system = nn.Conv3d(4, 5, 3).to(memory_format=torch.channels_last_3d)
+        return system, optimizer(system.parameters(), lr=0.1, fused=True, **arguments), torch.Generator()
+
+    def step(system, optimizer):
+        optimizer.zero_grad()
+        system(torch.rand(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+        optimizer.step()
+
+    system, first, views = convolution()
+    step(system, first)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", system, first, views, {})
+    other, second, fresh = convolution()
+    load_checkpoint(tmp_path / "checkpoint.safetensors", other, second, fresh)
+    step(system, first)
+    step(other, second)
+    assert torch.equal(system.weight, other.weight)
