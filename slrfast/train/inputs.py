@@ -141,7 +141,8 @@ def _with_texts(dataset: ClipDataset, values: Mapping[str, Any], system: Any) ->
         plain, width = TextEncoder(encoder), system.config.text_dim
         if plain.dim != width:
             raise RunError(
-                f"--text_encoder {encoder}: its features have {plain.dim} numbers, not {width}; use --system.text_dim {plain.dim}"
+                f"--text_encoder {encoder}: its features have {plain.dim} numbers, not {width}; "
+                f"use --system.text_dim {plain.dim}"
             )
         system.text = TextEncoder(encoder, cache_folder("texts", plain.fingerprint))
     return CaptionedDataset(dataset, captions, system.text)
