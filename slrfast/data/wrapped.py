@@ -13,6 +13,7 @@ from typing_extensions import Self
 from slrfast.data.batch import Clip, PoseBatch
 from slrfast.data.dataset import ClipDataset
 from slrfast.data.formats import suffixes
+from slrfast.errors import DatasetError
 
 T = TypeVar("T")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
@@ -100,10 +101,15 @@ def match(names: Sequence[str], found: Mapping[str, T]) -> list[T | None]:
     Extensions are those of pose files and videos. A name without folders counts only where it is the only one among
     the clips and among what was found.
 
+    Raises:
+        DatasetError: a clip has two that are not the same, such as go/01.mp4 and go/01.avi.
+
     >>> match(["go/01.npz", "go/02.npz", "stay/03.npz"], {"go/01.mp4": 1, "03": 3})
     [1, None, 3]
     """
-    plain = {_plain(key): key for key in found}
+    plain: dict[str, list[str]] = {}
+    for other in found:
+        plain.setdefault(_plain(other), []).append(other)
     bare = [_plain(name).rpartition("/")[2] for name in names]
     theirs: dict[str, list[str]] = {}
     for other in found:
@@ -111,7 +117,10 @@ def match(names: Sequence[str], found: Mapping[str, T]) -> list[T | None]:
     counts = Counter(bare)
     matched: list[T | None] = []
     for name, stem in zip(names, bare, strict=True):
-        key: str | None = name if name in found else plain.get(_plain(name))
+        same = [name] if name in found else plain.get(_plain(name), [])
+        if any(found[other] != found[same[0]] for other in same[1:]):
+            raise DatasetError(f"{same[0]!r} and {same[1]!r} both belong to the clip {name!r}; remove one")
+        key: str | None = same[0] if same else None
         if key is None and counts[stem] == 1 and len(theirs.get(stem, [])) == 1:
             key = theirs[stem][0]
         matched.append(None if key is None else found[key])

@@ -26,7 +26,7 @@ from slrfast.train.demo import demo
 from slrfast.train.evaluate import evaluate_run
 from slrfast.train.extract import extract
 from slrfast.train.fit_flow import fit_flow_command
-from slrfast.train.inputs import add_options, with_inputs
+from slrfast.train.inputs import EXAMPLES, add_options, with_inputs
 from slrfast.train.loop import TrainingDiverged, pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.pack import pack_command
@@ -116,12 +116,13 @@ def pretrain_command(argv: list[str]) -> int:
     name, *rest = argv
     if name not in SYSTEMS:
         return _complain(f"{name!r} is no system; there are {', '.join(SYSTEMS)}")
+    inputs, trial = EXAMPLES.get(name, ("", ""))
     parser = Parser(
         f"pretrain {name}",
         f"Pre-train {name} on unlabelled poses. Ctrl-C saves and says how to go on.",
         [
-            f"pretrain {name} --data poses/ --run runs/first",
-            f"pretrain {name} --data synthetic --preset small --system.epochs 5",
+            f"pretrain {name} --data poses/{inputs} --run runs/first",
+            f"pretrain {name} --data synthetic{trial} --preset small --system.epochs 5",
             f"pretrain {name} --config runs/first/config.yaml --run runs/second --system.learning_rate 0.02",
             f"pretrain {name} --resume runs/first",
         ],

@@ -16,6 +16,7 @@ from slrfast.train.config import (
     open_dataset,
     system_config,
 )
+from slrfast.train.demo import INPUTS
 from slrfast.train.inputs import with_inputs
 from slrfast.train.pictures import draw_embedding
 from slrfast.train.report import report_skipped
@@ -68,7 +69,8 @@ def evaluate_run(
     split = split or (config.get("split") if same else None)
     dataset = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
     if same:  # of other clips there are poses alone
-        dataset = with_inputs(name, dataset, config, networks["pre-trained"], train=False)
+        inputs = {**INPUTS.get(name, {}), **config, "data": source, "split": split}  # a demo's config names none
+        dataset = with_inputs(name, dataset, inputs, networks["pre-trained"], train=False)
     report_skipped(dataset, folder.evaluation_skipped, say)
     clips = Labelled.of(dataset)
     features = {key: encode_dataset(system, dataset, clips.index, progress=key) for key, system in networks.items()}

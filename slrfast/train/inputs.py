@@ -30,6 +30,11 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
 }
 """The options of each system's inputs, with their help."""
+EXAMPLES = {
+    "ccl": (" --videos videos/ --flow flows/first", " --videos rendered --flow identity"),
+    "slp": (" --captions captions.csv --text_encoder mbart-large-50/", " --captions glosses --text_encoder tiny"),
+}
+"""The inputs in each system's examples: of real data, of a trial."""
 _SOURCES = ("synthetic", "fingerspelling")
 
 
@@ -81,17 +86,17 @@ def with_inputs(
 
 def cache_folder(*names: str) -> Path:
     """Where what can be made again is kept: in $SLRFAST_CACHE, else with the user's other caches."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SLRFAST_CACHE") or Path(home, "slrfast"), *names)
+    own, caches = os.environ.get("SLRFAST_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or Path(caches or Path.home() / ".cache", "slrfast"), *names)  # some users have no home
 
 
 def _with_pictures(dataset: ClipDataset, values: Mapping[str, Any], config: Any, train: bool) -> ClipDataset:
     videos, flow = values.get("videos"), values.get("flow")
-    if videos is None:
+    if not videos:
         raise RunError("--videos must name the folder of the clips' videos, or 'rendered'")
     masks = None
     if train and config.mask_probability > 0:
-        if flow is None:
+        if not flow:
             raise RunError(
                 "--flow must name what slrfast fit-flow wrote, or 'identity'; or --system.mask_probability 0"
             )
@@ -115,20 +120,29 @@ def _flow(flow: str) -> tuple[Any, float, bool]:
 
 def _with_texts(dataset: ClipDataset, values: Mapping[str, Any], system: Any) -> ClipDataset:
     source, encoder, language = (values.get(key) for key in ("captions", "text_encoder", "language"))
-    if source is None or encoder is None:
-        missing = "--captions" if source is None else "--text_encoder"
+    if not source or not encoder:
+        missing = "--captions" if not source else "--text_encoder"
         raise RunError(f"{missing} is needed; or reconstruct poses alone: --system.tasks [reconstruction]")
     captions = (
         gloss_captions(dataset, language=language or "en_XX")
         if source == "glosses"
         else read_captions(source, language=language)
     )
+    if not any(caption.text.strip() for caption in captions.values()):
+        raise RunError(
+            f"--captions {source}: every text is empty; or reconstruct poses alone: --system.tasks [reconstruction]"
+        )
     if encoder == "tiny":
         sentences = sorted({caption.text for caption in captions.values()})
         mark = hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]
         width = system.config.text_dim
         system.text = tiny_text_encoder(cache_folder("tiny", f"{mark}-{width}"), sentences, dim=width)
     else:
-        system.text = TextEncoder(encoder)
-        system.text = TextEncoder(encoder, cache_folder("texts", system.text.fingerprint))
+        plain, width = TextEncoder(encoder), system.config.text_dim
+        if plain.dim != width:
+            raise RunError(
+                f"--text_encoder {encoder}: its features have {plain.dim} numbers, not {width}; "
+                f"use --system.text_dim {plain.dim}"
+            )
+        system.text = TextEncoder(encoder, cache_folder("texts", plain.fingerprint))
     return CaptionedDataset(dataset, captions, system.text)

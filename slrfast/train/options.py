@@ -27,6 +27,9 @@ TRAIN_HELP = {
     "knn_every": "epochs between two kNN accuracies on the labelled clips, 0 for none",
 }
 
+# values of --data, --videos, --flow, --captions and --text_encoder that name no file
+_NO_PATHS = ("synthetic", "fingerspelling", "rendered", "identity", "glosses", "tiny")
+
 
 class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     pass
@@ -140,8 +143,10 @@ def training_options(
     for flag, path in (("--run", folder), ("--data", values.get("data") or "")):
         if not _is_text(path):
             raise RunError(f"{flag} must be valid UTF-8 to be kept in config.yaml, got {path}; rename it")
-    if values.get("data") and Path(values["data"]).exists():
-        values["data"] = str(Path(values["data"]).resolve())
+    for key in ("data", "videos", "flow", "captions", "text_encoder"):  # a run is resumed from any folder
+        path = values.get(key)
+        if path and path not in _NO_PATHS and Path(path).exists():
+            values[key] = str(Path(path).resolve())
     return TrainingOptions(
         command, values, system, train, RunFolder(folder), bool(options.resume), options.overwrite, options.json
     )

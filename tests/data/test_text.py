@@ -244,3 +244,9 @@ def test_a_real_sample_of_german_sentences(shared_data, tmp_path):
 )
 def test_matching_by_name(names, found, wanted):
     assert match(names, found) == wanted
+
+
+def test_two_for_one_clip_are_refused_unless_the_same():
+    assert match(["a/1.npz"], {"a/1.mp4": 5, "a/1.avi": 5}) == [5]
+    with pytest.raises(DatasetError, match=r"'a/1.mp4' and 'a/1.avi' both belong to the clip 'a/1.npz'"):
+        match(["a/1.npz"], {"a/1.mp4": 5, "a/1.avi": 6})

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from slrfast.data import PreprocessOptions, SyntheticSigns
+from slrfast.data.text import tiny_text_encoder
 from slrfast.systems import SYSTEMS
 from slrfast.train.cli import main
 from slrfast.train.inputs import cache_folder
@@ -125,3 +127,41 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.delenv("SLRFAST_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("a", "b") == tmp_path / "slrfast" / "a" / "b"
+
+
+def test_a_demo_is_evaluated_on_its_own_clips(tmp_path, monkeypatch, capsys):
+    small = "--system.frames 2 --system.image_size 16 --system.rgb_width 2 --system.batch_size 8"
+    clips = SyntheticSigns(3, 6, 3, options=PreprocessOptions(layout=75))
+    for module in ("demo", "evaluate"):
+        monkeypatch.setattr(f"slrfast.train.{module}.open_dataset", lambda *_, **__: clips)
+    run = ["--run", str(tmp_path / "run")]
+    assert main(["demo", "--system", "ccl", "--synthetic", "--epochs", "1", *small.split(), *run]) == 0
+    assert main(["evaluate", "--folds", "2", *run]) == 0, capsys.readouterr().err
+
+
+def test_paths_of_inputs_are_kept_whole(poses, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{path.relative_to(poses).with_suffix('')},ein Satz,de" for path in sorted(poses.rglob("*.npz"))]
+    (tmp_path / "captions.csv").write_text("\n".join(["name,text,language", *lines]))
+    assert run("slp", poses, tmp_path / "run", "--captions", "captions.csv") == 0
+    monkeypatch.chdir(poses)
+    assert main(["pretrain", "slp", "--resume", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+
+
+def test_texts_that_cannot_be_used_are_named(poses, tmp_path, capsys):
+    tiny_text_encoder(tmp_path / "wide", ["a sentence of words"], dim=64)
+    (tmp_path / "empty.csv").write_text("name,text\nsign00/000,\n")
+    for flags, sentence in (
+        (["--text_encoder", str(tmp_path / "wide")], "use --system.text_dim 64"),
+        (["--captions", str(tmp_path / "empty.csv")], "every text is empty"),
+        (["--captions", ""], "--captions is needed"),
+    ):
+        assert run("slp", poses, tmp_path / "run", *flags) == 2
+        assert sentence in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_examples_name_the_inputs(capsys):
+    for name, wanted in (("ccl", ("videos", "flow")), ("slp", ("captions", "text_encoder"))):
+        main(["pretrain", name, "--help"])
+        shown = capsys.readouterr().out
+        assert all(f"--{option}" in shown.split("examples:")[1] for option in wanted)
