@@ -15,6 +15,7 @@ from slrfast.nn.moving import MotionPreservingMask
 from slrfast.nn.packed import Packing
 from slrfast.nn.positions import sinusoidal_positions, with_positions
 from slrfast.nn.r3d import R3D, load_r3d
+from slrfast.nn.saved import Saved
 from slrfast.nn.temporal import TemporalBlock
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "PoseTransformer",
     "ProjectionHead",
     "R3D",
+    "Saved",
     "SemanticPositives",
     "TemporalBlock",
     "convert",

@@ -6,23 +6,17 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from slrfast import checks
-from slrfast.errors import CheckpointError, one_line
-from slrfast.files import replacing
+from slrfast.nn.saved import Saved
 
 _LOG_SCALE = 2.0  # a coupling scales by at most e^2, so that the way back stays exact
 
@@ -138,7 +132,7 @@ class IdentityFlow(nn.Module):
         return "identity"
 
 
-class Flow(nn.Module):
+class Flow(Saved):
     """A Glow of one scale: frames [N, 3, H, W] in [0, 1] to latents [N, 3 * 4^levels, H / 2^levels, W / 2^levels].
 
     At every level 2 x 2 pixels become channels; then come steps of actnorm, an invertible 1x1 convolution and an affine
@@ -158,6 +152,7 @@ class Flow(nn.Module):
     (torch.Size([2, 12, 4, 4]), torch.Size([2]), True)
     """
 
+    KIND = "flow"
     Config = FlowConfig
 
     def __init__(self, config: FlowConfig | None = None) -> None:
@@ -263,50 +258,6 @@ class Flow(nn.Module):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:32]
-
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder``.
-
-        Raises:
-            CheckpointError: the folder cannot be written; files that were there before are unchanged.
-        """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be created ({error.strerror})") from error
-        with replacing(folder / "model.safetensors") as path:
-            try:
-                save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
-            except SafetensorError as error:
-                raise OSError(None, str(error)) from error
-        with replacing(folder / "config.json") as path:
-            config = {"flow": type(self).__name__, **dataclasses.asdict(self.config)}
-            path.write_text(json.dumps(config, indent=2) + "\n")
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> Self:
-        """Build the flow that :meth:`save_pretrained` wrote.
-
-        Raises:
-            CheckpointError: a file is missing, damaged, or of something else.
-        """
-        folder = Path(folder)
-        try:
-            fields = json.loads((folder / "config.json").read_text())
-            tensors = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
-            raise CheckpointError(one_line(f"{folder}: cannot be read as a saved flow ({error})")) from error
-        if not isinstance(fields, dict) or fields.pop("flow", None) != cls.__name__:
-            raise CheckpointError(f"{folder / 'config.json'}: does not describe a flow")
-        try:
-            flow = cls(FlowConfig(**fields))
-            flow.load_state_dict(tensors)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                one_line(f"{folder}: does not fit this version of {cls.__name__} ({error})")
-            ) from error
-        return flow
 
 
 @contextmanager

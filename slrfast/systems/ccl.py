@@ -310,22 +310,12 @@ class CCL(Pretrained):
         start = torch.zeros_like(batch.lengths)
         whole = replace(batch, rgb_mask=None)
         (view,) = self._views(whole, start[None], batch.lengths[None], unchanged, as_they_are)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with self.evaluating():
             found = [F.normalize(self.query[m](view).float(), dim=-1) for m in modalities]
-        finally:
-            for module, training in modes:
-                module.training = training
         return torch.cat(found, -1)
 
     def _check(self, batch: PoseBatch, *, pictures: bool, masks: bool = True) -> None:
-        own, config = next(self.parameters()), self.config
-        same = batch.xy.device == own.device
-        rule = f"be on the system's device ({own.device})"
-        checks.require(same, "CCL", "batch", rule, batch.xy.device, "use batch.to(device)")
-        batch.require_layout("CCL", 75)
-        checks.dtype("CCL", own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
+        self.require(batch)
         if not pictures:
             return
         hint = "train with modalities=('pose',), or give every clip its pictures"
@@ -334,8 +324,8 @@ class CCL(Pretrained):
         shown = list(batch.rgb.shape)
         checks.require(min(shown[2:]) > 0, "CCL", "batch.rgb", "have at least one frame and one pixel", shown)
         hint = "give every clip its mask, or set mask_probability=0"
-        needed = masks and config.mask_probability > 0
-        rule = f"have rgb_mask for a mask_probability of {config.mask_probability}"
+        needed = masks and self.config.mask_probability > 0
+        rule = f"have rgb_mask for a mask_probability of {self.config.mask_probability}"
         checks.require(not needed or batch.rgb_mask is not None, "CCL", "batch", rule, "none", hint)
 
     def optimizer(self) -> torch.optim.Optimizer:

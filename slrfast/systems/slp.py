@@ -10,8 +10,6 @@ projected into one space (Eq. 4), and the fine-grained similarity of clip and se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -281,7 +279,7 @@ class SLP(Pretrained):
     def encode_frames(self, batch: PoseBatch) -> tuple[Tensor, Packing]:
         """F of every frame in use, [S, branches * branch_dim], and their packing; otherwise as :meth:`encode`."""
         frames = self._frames(batch, middle=True)
-        with self._evaluating():
+        with self.evaluating():
             return self._features(frames).float(), frames.packing
 
     @torch.no_grad()
@@ -289,7 +287,7 @@ class SLP(Pretrained):
         """P_s of the clips, for :meth:`similarity`: their windows in the space shared with texts."""
         self._require_contrast()
         frames = self._frames(batch, middle=True)
-        with self._evaluating():
+        with self.evaluating():
             return self._project_sign(self._features(frames), frames.packing)
 
     @torch.no_grad()
@@ -321,7 +319,7 @@ class SLP(Pretrained):
         if mask is None:
             seen = View(pad(frames.xy), pad(frames.confidence))
             return seen, seen
-        with self._evaluating():
+        with self.evaluating():
             predicted = self.decoder(self._features(frames, mask)).unflatten(-1, (-1, 2)).to(frames.xy.dtype)
         hidden = self._everywhere(mask)
         rebuilt = frames.xy.index_copy(1, self.joints, predicted)
@@ -335,12 +333,7 @@ class SLP(Pretrained):
 
     def _frames(self, batch: PoseBatch, generator: torch.Generator | None = None, middle: bool = False) -> Frames:
         """The clips, of the longer ones ``max_frames`` frames spread evenly, from a random (or the middle) shift on."""
-        own = next(self.parameters())
-        same = batch.xy.device == own.device
-        rule = f"be on the system's device ({own.device})"
-        checks.require(same, "SLP", "batch", rule, batch.xy.device, "use batch.to(device)")
-        batch.require_layout("SLP", KEYPOINTS)
-        checks.dtype("SLP", own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
+        self.require(batch)
         packing = Packing.of(batch.offsets)
         shortest = min(packing.lengths, default=1)
         checks.require(shortest > 0, "SLP", "batch", "have at least one frame in every clip", shortest)
@@ -349,7 +342,7 @@ class SLP(Pretrained):
             return Frames(packing, batch.xy, batch.confidence)
         lengths = batch.lengths
         kept = Packing(F.pad(lengths.clamp(max=limit).cumsum(0), (1, 0)), tuple(min(n, limit) for n in packing.lengths))
-        draw = torch.rand(batch.size, generator=generator, device=own.device) if not middle else 0.5
+        draw = torch.rand(batch.size, generator=generator, device=batch.xy.device) if not middle else 0.5
         shift = (draw * lengths.double()).long().minimum(lengths - 1)
         numbers = (kept.number * lengths[kept.clip] + shift[kept.clip]) // lengths.clamp(max=limit)[kept.clip]
         rows = batch.offsets[kept.clip] + numbers
@@ -377,16 +370,6 @@ class SLP(Pretrained):
         tasks = self.config.tasks
         rule = "have 'contrast' for what signs and texts share"
         checks.require("contrast" in tasks, "SLP", "config.tasks", rule, tasks)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
     # ---- optimization ------------------------------------------------------------------------------------------------
 

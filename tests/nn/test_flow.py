@@ -170,10 +170,10 @@ def damage(folder, what):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        *((what, "cannot be read as a saved flow") for what in ("no config", "no tensors", "truncated", "no JSON")),
-        ("deep JSON", "cannot be read as a saved flow"),
-        ([], "does not describe a flow"),
-        ({"flow": "STC"}, "does not describe a flow"),
+        *((what, "cannot be read as a saved Flow") for what in ("no config", "no tensors", "truncated", "no JSON")),
+        ("deep JSON", "cannot be read as a saved Flow"),
+        ([], "does not describe a Flow"),
+        ({"flow": "STC"}, "does not describe a Flow"),
         ({"hidden": 7}, "does not fit this version of Flow"),
         ({"levels": "two"}, "does not fit this version of Flow"),
         ({"steps": 10**9}, "does not fit this version of Flow"),

@@ -170,7 +170,7 @@ def test_a_flow_that_is_there_is_not_replaced_unasked(videos, tmp_path):
         (["VIDEOS", "--learning_rate", "0"], RunError, "--learning_rate must be finite and > 0, got 0.0"),
         (["VIDEOS", "--levels", "9"], RunError, "--levels must be in [1, 4], got 9"),
         (["VIDEOS", "--levels", "many"], RunError, "levels"),
-        (["VIDEOS", "--start", "nowhere"], CheckpointError, "nowhere: cannot be read as a saved flow"),
+        (["VIDEOS", "--start", "nowhere"], CheckpointError, "nowhere: cannot be read as a saved Flow"),
         (["VIDEOS", "--start", "nowhere", "--hidden", "3"], RunError, "--hidden is that of the flow in nowhere"),
         (["VIDEOS", "--synthetic"], RunError, "give VIDEO, files or folders, or --synthetic, not both"),
         ([], RunError, "give VIDEO, files or folders, or --synthetic"),
