@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,12 +34,15 @@ class ClipDataset(Dataset):
         skipped: (name, reason) of every file that could not be used.
         notes: what else the reader of the files has to say, such as which of several people was taken.
         options: how the clips were pre-processed, None if unknown.
+        made_of: what else decides what a clip holds, by name: a text encoder, texts, a flow; training goes on only with
+            the same.
     """
 
     clips: Sequence[Clip]
     options: PreprocessOptions | None = None
 
     notes: Sequence[str] = ()
+    made_of: Mapping[str, str] = {}
 
     def __init__(
         self,

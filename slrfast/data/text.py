@@ -104,7 +104,9 @@ def read_captions(
         if not code and text.strip():
             code = language or ""
             if not code:
-                raise DatasetError(f"{path}: {where} ({name}) has no {language_column}; give language='de_DE'")
+                raise DatasetError(
+                    f"{path}: {where} ({name}) has no {language_column}; give language='de_DE' (--language de_DE)"
+                )
         caption = Caption(text, code)
         if captions.setdefault(name, caption) != caption:
             raise DatasetError(f"{path}: {where} is a second, other sentence for {name!r}")

@@ -30,6 +30,7 @@ class TrainConfig:
     Attributes:
         seed: of the initial weights, the order of clips, views and dropout.
         device: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1".
+        precision: "float32", or "bf16": the forward pass under autocast to bfloat16.
         workers: loader processes; 0 loads in the training process.
         clip_norm: gradients are scaled down to this norm; none when null.
         log_every: steps between two lines of metrics.jsonl.
@@ -39,6 +40,7 @@ class TrainConfig:
 
     seed: int = 0
     device: str = "auto"
+    precision: str = "float32"
     workers: int = 0
     clip_norm: float | None = None
     log_every: int = 1
@@ -47,6 +49,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.integer_between("train", 0, 2**31 - 1, seed=self.seed)
+        checks.choice("train", ("float32", "bf16"), precision=self.precision)
         checks.integer_between("train", 0, 1024, workers=self.workers)
         checks.integer_between("train", 1, 10**9, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
         checks.integer_between("train", 0, 10**9, knn_every=self.knn_every)

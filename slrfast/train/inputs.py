@@ -94,7 +94,7 @@ def _with_pictures(dataset: ClipDataset, values: Mapping[str, Any], config: Any,
     videos, flow = values.get("videos"), values.get("flow")
     if not videos:
         raise RunError("--videos must name the folder of the clips' videos, or 'rendered'")
-    masks = None
+    masks, made_of = None, {}
     if train and config.mask_probability > 0:
         if not flow:
             raise RunError(
@@ -102,15 +102,20 @@ def _with_pictures(dataset: ClipDataset, values: Mapping[str, Any], config: Any,
             )
         maker = MotionPreservingMask(*_flow(flow))
         masks = MotionMasks(maker, cache_folder("masks", maker.fingerprint()))
+        made_of = {"flow": maker.fingerprint()}
     shape: dict[str, Any] = {"frames": 2 * config.frames, "size": -(-config.image_size * 8 // 7 // 16) * 16}
     if videos == "rendered":
-        return RenderedDataset(dataset, masks=masks, **shape)
+        drawn = RenderedDataset(dataset, masks=masks, **shape)
+        drawn.made_of = made_of
+        return drawn
     data = values["data"]
     known = None
     if data not in _SOURCES and not looks_packed(data):
         options = PreprocessOptions(**values["preprocess"])
         known = clip_frames(data, split=values.get("split"), options=options, progress=True)
-    return RGBDataset(dataset, videos, masks=masks, clip_frames=known, progress=True, **shape)
+    filmed = RGBDataset(dataset, videos, masks=masks, clip_frames=known, progress=True, **shape)
+    filmed.made_of = made_of
+    return filmed
 
 
 def _flow(flow: str) -> tuple[Any, float, bool]:
@@ -145,4 +150,7 @@ def _with_texts(dataset: ClipDataset, values: Mapping[str, Any], system: Any) ->
                 f"use --system.text_dim {plain.dim}"
             )
         system.text = TextEncoder(encoder, cache_folder("texts", plain.fingerprint))
-    return CaptionedDataset(dataset, captions, system.text)
+    told = CaptionedDataset(dataset, captions, system.text)
+    tokens = hashlib.sha256(repr([text.tolist() for text in told.tokens]).encode()).hexdigest()[:16]
+    told.made_of = {"text encoder": system.text.fingerprint[:16], "texts": tokens}
+    return told

@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,7 @@ def pretrain(
     system.to(device).train()
     optimizer = system.optimizer()
     views = torch.Generator(device).manual_seed(config.seed)
-    session = _Session(system, optimizer, views, folder, clips)
+    session = _Session(system, optimizer, views, folder, clips, getattr(dataset, "made_of", {}))
     cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=cuda))
@@ -190,8 +190,15 @@ class _Session:
     """What changes from step to step, and its checkpoint."""
 
     def __init__(
-        self, system: Any, optimizer: torch.optim.Optimizer, views: torch.Generator, folder: RunFolder, clips: int
+        self,
+        system: Any,
+        optimizer: torch.optim.Optimizer,
+        views: torch.Generator,
+        folder: RunFolder,
+        clips: int,
+        made_of: Mapping[str, str],
     ) -> None:
+        self.made_of = dict(made_of)
         self.system, self.optimizer, self.views, self.folder, self.clips = system, optimizer, views, folder, clips
         self.step, self.seconds = 0, 0.0
 
@@ -219,8 +226,9 @@ class _Session:
     def last_good(self) -> str:
         return f"the last good state is kept in {self.folder.checkpoint}; lower the learning rate or set clip_norm"
 
-    def _fixed(self) -> dict[str, int]:
-        return {"clips": self.clips, "batch_size": self.system.config.batch_size}
+    def _fixed(self) -> dict[str, Any]:
+        """What a run cannot go on without: a name each, for messages."""
+        return {"clips": self.clips, "batch_size": self.system.config.batch_size, **self.made_of}
 
 
 def _train_step(session: _Session, batch: PoseBatch, epoch: float, config: TrainConfig) -> dict[str, float]:
@@ -229,7 +237,8 @@ def _train_step(session: _Session, batch: PoseBatch, epoch: float, config: Train
     rate = system.learning_rate(epoch)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    terms = system.training_step(batch, generator=session.views)
+    with torch.autocast(batch.xy.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        terms = system.training_step(batch, generator=session.views)
     optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
     if config.clip_norm is not None:

@@ -20,6 +20,7 @@ from slrfast.train.runs import RunFolder
 TRAIN_HELP = {
     "seed": "of the initial weights, the order of clips, views and dropout",
     "device": "auto, cpu, cuda or cuda:<number>",
+    "precision": "float32, or bf16: forward passes under autocast",
     "workers": "loader processes; 0 loads in the training process",
     "clip_norm": "scale gradients down to this norm",
     "log_every": "steps between two lines of metrics.jsonl",

@@ -76,7 +76,7 @@ class Tiny(nn.Module):
             contrast = contrast * float("nan")
         size = query.square().mean()
         rows = (self.cursor + torch.arange(len(x), device=x.device)) % len(self.bank)
-        self.bank[rows] = key
+        self.bank[rows] = key.to(self.bank.dtype)
         self.cursor.add_(len(x)).remainder_(len(self.bank))
         return {"loss": contrast + size, "contrast": contrast, "size": size}
 

@@ -165,3 +165,13 @@ def test_examples_name_the_inputs(capsys):
         main(["pretrain", name, "--help"])
         shown = capsys.readouterr().out
         assert all(f"--{option}" in shown.split("examples:")[1] for option in wanted)
+
+
+def test_resumed_with_the_same_texts_only(poses, tmp_path, capsys):
+    captions, folder = tmp_path / "captions.csv", tmp_path / "run"
+    captions.write_text("name,text\nsign00/000,one house\nsign01/000,a tree\n")
+    flags = ["--captions", str(captions), "--language", "en_XX", "--train.precision", "bf16"]
+    assert run("slp", poses, folder, *flags) == 0
+    captions.write_text("name,text\nsign00/000,a tree\nsign01/000,one house\n")  # the same words, so the same encoder
+    assert main(["pretrain", "slp", "--resume", str(folder)]) == 2
+    assert "the run had texts " in capsys.readouterr().err.splitlines()[-1]

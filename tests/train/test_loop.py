@@ -250,3 +250,18 @@ class TestDivergence:
             pretrain(system, signs, TrainConfig(), folder, progress=False)
         kept = load_file(folder.checkpoint)
         assert bool(torch.isfinite(kept["model/query.0.bias"]).all())
+
+
+def test_bfloat16_runs_the_forward_pass_under_autocast(tiny, signs, folder):
+    system, seen = tiny(), []
+    step = system.training_step
+
+    def training_step(batch, generator=None):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return step(batch, generator)
+
+    system.training_step = training_step
+    pretrain(system, signs, TrainConfig(precision="bf16"), folder, progress=False)
+    assert set(seen) == {True} and not torch.is_autocast_enabled("cpu")
+    with pytest.raises(ValueError, match="train: precision must be one of"):
+        TrainConfig(precision="half")
