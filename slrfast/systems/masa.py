@@ -118,14 +118,20 @@ class MotionAutoencoder(nn.Module):
         return loss, self.encoder.project(encoded, visible)
 
     def masked(self, clips: PaddedClips, keys: Tensor) -> ops.MotionMask:
-        """Algorithm 1."""
+        """Algorithm 1: what is masked, and what is predicted of it; or the choices that it is compared with."""
         config = self.config
-        return ops.motion_mask(
+        found = ops.motion_mask(
             BOX * clips.xy, clips.confidence, clips.lengths, keys[0],
             interval=config.interval, confidence_threshold=config.confidence_threshold,
             motion_threshold=config.motion_threshold, joint_fraction=config.joint_fraction,
             mask_ratio=config.mask_ratio, norm=config.joint_lengths,
         )  # fmt: skip
+        if config.mask_choice == "random":
+            found = found._replace(mask=clips.hide(config.mask_ratio, keys[0]))
+        if config.target == "joint":
+            trusted = clips.confidence >= config.confidence_threshold
+            found = found._replace(residual=BOX * clips.xy, weight=clips.confidence * trusted)
+        return found
 
     def hidden(self, clips: PaddedClips, keys: Tensor) -> Tensor:
         """Which joints of which frames the encoder does not see, bool [B, T, 1]."""
@@ -181,7 +187,8 @@ class MASA(Pretrained):
         motion, query = self.autoencoder(clips, first)
         contrast = self.contrast(query, key)
         self.contrast.enqueue(key)
-        return {"loss": motion + self.semantic_weight(self.epoch) * contrast, "motion": motion, "contrast": contrast}
+        loss = self.config.motion_weight * motion + self.semantic_weight(self.epoch) * contrast
+        return {"loss": loss, "motion": motion, "contrast": contrast}
 
     @torch.no_grad()
     def update_after_step(self) -> None:

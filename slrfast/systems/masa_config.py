@@ -10,6 +10,8 @@ from slrfast import checks
 
 _CHOICES = {
     "masking": ("frame", "part"),
+    "mask_choice": ("motion", "random"),
+    "target": ("motion", "joint"),
     "loss": ("l2", "l1"),
     "schedule": ("linear", "steps"),
     "bank_dtype": ("float32", "bfloat16"),
@@ -41,13 +43,16 @@ class MASAConfig:
         joint_fraction: delta, share of a frame's coordinates that must move for it to be a candidate ("frame").
         joint_lengths: test the length of a joint's displacement instead of either coordinate ("frame").
         mask_ratio: alpha, share of the candidates that are masked.
+        mask_choice: "motion", or "random": the share is of all frames (ablation, "frame").
+        target: what is predicted of masked frames: their "motion", or the "joint" positions (ablation, "frame").
         view_ratio: alpha_r, share of the frames that the second view leaves out.
         loss: "l2" or "l1" of the masked residuals.
+        motion_weight: of that loss; 0 trains by semantic alignment alone.
         target_scale: the residuals are predicted in units of 1 / target_scale pixels.
         temperature: tau of InfoNCE.
         bank_size: K.
         bank_dtype: "float32" or "bfloat16".
-        semantic_weight: of InfoNCE, after ``semantic_ramp`` epochs of linear increase from 0.
+        semantic_weight: of InfoNCE, 0 for none, after ``semantic_ramp`` epochs of linear increase from 0.
         momentum: mu of the key encoder.
         learning_rate, betas, weight_decay: of AdamW.
         schedule: after ``warmup`` epochs of linear increase "linear" falls to zero at the end, "steps" halves at
@@ -74,9 +79,12 @@ class MASAConfig:
     confidence_threshold: float = 0.4
     joint_fraction: float = 0.5
     joint_lengths: bool = False
+    mask_choice: str = "motion"
     mask_ratio: float = 0.9
+    target: str = "motion"
     view_ratio: float = 0.5
     loss: str = "l2"
+    motion_weight: float = 1.0
     target_scale: float = 1 / 256
     temperature: float = 0.07
     bank_size: int = 6144
@@ -100,7 +108,14 @@ class MASAConfig:
             checks.integer_between(op, 1, 1 << 31, **{name: getattr(self, name)})
         for name in ("temperature", "target_scale", "input_eps", "learning_rate"):
             checks.positive(op, **{name: getattr(self, name)})
-        limits = ("motion_threshold", "confidence_threshold", "semantic_weight", "semantic_ramp", "weight_decay")
+        limits = (
+            "motion_threshold",
+            "confidence_threshold",
+            "semantic_weight",
+            "semantic_ramp",
+            "weight_decay",
+            "motion_weight",
+        )
         for name in (*limits, "warmup"):
             value = getattr(self, name)
             checks.require(0 <= value < math.inf, op, name, "be finite and >= 0", value)
@@ -110,6 +125,9 @@ class MASAConfig:
         checks.require(0 <= self.view_ratio < 1, op, "view_ratio", "be in [0, 1)", self.view_ratio)
         for name, options in _CHOICES.items():
             checks.choice(op, options, **{name: getattr(self, name)})
+        frames = self.masking == "frame" or (self.mask_choice, self.target) == ("motion", "motion")
+        rule = "be 'frame' for random masks or joint targets"
+        checks.require(frames, op, "masking", rule, repr(self.masking))
         checks.require(
             3 * self.dim % self.heads == 0, op, "dim", f"times 3 be a multiple of {self.heads} heads", self.dim
         )

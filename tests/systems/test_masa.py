@@ -81,6 +81,8 @@ def loop_masked(xy, confidence, keys, config):
                 moved += abs(xy[i + config.interval, v, c] - xy[i, v, c]) * here * there >= config.motion_threshold
         if moved / 98 >= config.joint_fraction:
             frames.append(i)
+    if config.mask_choice == "random":
+        frames = list(range(len(xy)))
     chosen = sorted(frames, key=lambda i: keys[i])[: math.floor(config.mask_ratio * len(frames))]
     return sorted(int(i) for i in chosen), frames
 
@@ -101,9 +103,14 @@ def loop_step(system, clips, first, second, epoch):
         predicted = network.motion(network.decoder((sequence + places)[None])[0]).view(-1, 49, 2)
         loss = 0.0
         for i in masked:
-            c = [torch.where(confidence[j] >= config.confidence_threshold, confidence[j], 0) for j in (i, i + 3)]
-            target = (256 * xy[i + 3] - 256 * xy[i]) * config.target_scale
-            loss = loss + ((predicted[i] - target) * (c[0] * c[1])[:, None]).square().sum()
+            later = min(i + 3, len(xy) - 1)
+            c = [torch.where(confidence[j] >= config.confidence_threshold, confidence[j], 0) for j in (i, later)]
+            if config.target == "joint":
+                target, weight = 256 * xy[i] * config.target_scale, c[0]
+            else:
+                target = (256 * xy[later] - 256 * xy[i]) * config.target_scale
+                weight = c[0] * c[1] * (i + 3 < len(xy))  # no motion is known of the last frames
+            loss = loss + ((predicted[i] - target) * weight[:, None]).square().sum()
         motion = motion + (loss / len(masked) if masked else 0.0) / clips.size
         queries.append(network.encoder.head(encoded.mean(0)))
         left_out = sorted(range(len(xy)), key=lambda i: second[b][i])[: int(config.view_ratio * len(xy))]
@@ -116,12 +123,19 @@ def loop_step(system, clips, first, second, epoch):
         negatives = sum(torch.exp(q @ row / config.temperature) for row in system.contrast.bank.features)
         pair = torch.exp(q @ k / config.temperature)
         contrast = contrast - torch.log(pair / (pair + negatives)) / clips.size
-    return motion + config.semantic_weight * min(1, epoch / 100) * contrast, motion, contrast, torch.stack(keys)
+    loss = config.motion_weight * motion + config.semantic_weight * min(1, epoch / 100) * contrast
+    return loss, motion, contrast, torch.stack(keys)
 
 
-@pytest.mark.parametrize("epoch", [0.0, 30.5, 250.0])
-def test_training_step_is_the_paper_written_as_loops(epoch):
-    system = MASA(tiny(motion_threshold=20.0)).double().eval()
+SWITCHES = (
+    dict(mask_choice="random"), dict(target="joint"), dict(mask_choice="random", target="joint"),
+    dict(semantic_weight=0.0), dict(motion_weight=0.0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("epoch", "switch"), [(0.0, {}), (30.5, {}), (250.0, {}), *((30.5, s) for s in SWITCHES)])
+def test_training_step_is_the_paper_written_as_loops(epoch, switch):
+    system = MASA(tiny(motion_threshold=20.0, **switch)).double().eval()
     clips = double(moving())
     system.epoch = epoch
     shape = (2, 1, clips.size, int(clips.lengths.max()))
@@ -135,9 +149,26 @@ def test_training_step_is_the_paper_written_as_loops(epoch):
     torch.testing.assert_close(system.contrast.bank.features[: clips.size], keys)
     losses["loss"].backward()
     assert all(p.grad is None for p in system.key.parameters())
-    assert all(
-        p.grad is not None and torch.isfinite(p.grad).all() for p in system.autoencoder.encoder.transformer.parameters()
-    )
+    learned = {name: p.grad is not None and bool(p.grad.any()) for name, p in system.autoencoder.named_parameters()}
+    assert learned["encoder.transformer.blocks.0.qkv.weight"] and learned["token"] == ("motion_weight" not in switch)
+    head = any(on for name, on in learned.items() if name.startswith("encoder.head"))
+    assert head == (epoch > 0 and "semantic_weight" not in switch)
+
+
+def test_switches_are_for_whole_frames():
+    for wrong in (dict(mask_choice="random"), dict(target="joint")):
+        with pytest.raises(ValueError, match="masking must be 'frame' for random masks or joint targets, got 'part'"):
+            tiny("legacy", **wrong)
+    with pytest.raises(ValueError, match="mask_choice must be one of 'motion', 'random'"):
+        tiny(mask_choice="all")
+
+
+def test_random_masks_are_a_share_of_all_frames():
+    system = MASA(tiny(mask_choice="random", mask_ratio=0.5))
+    clips = PaddedClips.of(moving(64))
+    hidden = system.autoencoder.masked(clips, torch.rand((1, *clips.xy.shape[:2]), generator=seeded())).mask
+    assert hidden.sum(1).tolist() == [int(0.5 * n) for n in clips.lengths.tolist()]
+    assert not (hidden & ~clips.packing.present).any()
 
 
 @pytest.mark.parametrize("training", [False, True])
