@@ -122,7 +122,7 @@ def test_readers_end_when_the_process_is_killed(tmp_path, signs):
             time.sleep(0.3)
             return load_pose(entry.path)
 
-        sources._Reader._pose = slow
+        sources._Reader.pose = slow
         pack(tmp_path / "poses", tmp_path / "store", workers=1)
 
     process = multiprocessing.get_context("fork").Process(target=work)

@@ -433,10 +433,14 @@ GRAPH_NETWORK = ("graph_conv", "gcn_block", "part_max")
 BANK_LOSSES = [op for op in VARIANTS if op in ("info_nce", "mined_bce", "bank_losses")]
 # All tests of the graph network take the interpreter five minutes; these name what each of its kernels computes.
 SHORT = "by_hand or float32 or equals_loops or one_after_the_other or nan or strid or ties"
+CLIPS = [op for op in VARIANTS if op in ("resample", "augment", "pose_views", "motion_mask", "masked_motion_loss")]
+KEYWORDS = {"graph network": f"cpu-triton and ({SHORT})", "parts": ""}
+WITHOUT_REGISTRATION = "cpu-triton and not opcheck"  # which is the same for every backend
 INTERPRETED = {
+    "clips": [f"ops/test_{op}.py" for op in CLIPS],
     "bank_losses": [f"ops/test_{op}.py" for op in BANK_LOSSES],
     "graph network": [f"ops/test_{op}.py" for op in GRAPH_NETWORK],
-    "other ops": [f"ops/test_{op}.py" for op in VARIANTS if op not in (*BANK_LOSSES, *GRAPH_NETWORK)],
+    "other ops": [f"ops/test_{op}.py" for op in VARIANTS if op not in (*BANK_LOSSES, *GRAPH_NETWORK, *CLIPS)],
     "parts": ["kernels/test_select.py", "kernels/test_rounding.py", "kernels/test_gcn.py"],
 }
 
@@ -445,11 +449,17 @@ INTERPRETED = {
 def test_triton_kernels_in_the_interpreter(group):
     """The ops' own tests, and those of parts of the kernels, with Triton's CPU interpreter as the backend."""
     pytest.importorskip("triton")
-    keyword = (
-        [] if group == "parts" else ["-k", f"cpu-triton and ({SHORT})" if group == "graph network" else "cpu-triton"]
-    )
     got = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *keyword]
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-v",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            KEYWORDS.get(group, WITHOUT_REGISTRATION),
+        ]
         + [str(ROOT / "tests" / file) for file in INTERPRETED[group]],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -118,11 +118,11 @@ def test_equals_the_ops_one_after_the_other(device, draw, dtype, motion, one_map
 
 @pytest.mark.parametrize("motion", DIRECTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("joints", [3, 16, 49, 75])
-def test_every_backend_has_the_bits_of_the_reference(device, draw, dtype, motion, joints):
+@pytest.mark.parametrize(("joints", "frames"), [(3, (1,)), (16, (6,)), (49, (13,)), (75, (1, 6, 13))])
+def test_every_backend_has_the_bits_of_the_reference(device, draw, dtype, motion, joints, frames):
     for one_map in (False, True):
         *tensors, plan = draw(dtype, device, joints, one_map)
-        for out_frames in (1, 6, 13):
+        for out_frames in frames:
             got = ops.pose_views(*tensors, plan, out_frames, motion=motion)
             numbers, visible = reference.pose_views(*tensors, *plan, out_frames, DIRECTIONS[motion])
             mine = torch.cat([x.flatten() for x in (got.xy, got.motion, got.confidence) if x is not None])
