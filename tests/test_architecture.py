@@ -69,6 +69,12 @@ def test_addresses_are_taken_in_one_place():
     assert users == [Path(f"kernels/native{name}.py") for name in ("", "_clips", "_masks", "_text")]
 
 
+def test_every_gpu_kernel_is_in_the_table_of_what_is_proven():
+    table = (ROOT / "benchmarks" / "results" / "README.md").read_text()
+    kernels = [*(PACKAGE / "kernels" / "triton").glob("[a-z]*.py"), *(ROOT / "csrc" / "cuda").glob("*.cu")]
+    assert [str(p.relative_to(ROOT)) for p in kernels if f"| `{p.relative_to(ROOT)}` |" not in table] == []
+
+
 def test_only_bindings_know_python():
     for path in (ROOT / "csrc").rglob("*.*"):
         included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
