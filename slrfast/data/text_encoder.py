@@ -91,7 +91,13 @@ class TextEncoder:
         self.dim, self.max_tokens, self.language_first = self._config["d_model"], max_tokens, language_first
         self.languages = tuple(self._vocabulary.languages)
         self.device = torch.device("cpu")
-        self._cache = None if cache is None else Cache(cache, "text features", self.fingerprints)
+        self._cache: Cache | None = None
+        if cache is not None:
+            self.keep_in(cache)
+
+    def keep_in(self, folder: str | os.PathLike) -> None:
+        """Keep features in this folder from now on, as with ``cache``."""
+        self._cache = Cache(folder, "text features", self.fingerprints)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

@@ -20,7 +20,6 @@ Decisions where the paper leaves room:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
@@ -37,6 +36,7 @@ from slrfast.nn.r3d import R3D
 from slrfast.systems.ccl_config import CCLConfig
 from slrfast.systems.ccl_views import LAYOUT, PictureChanges, View, mirrored, moments, pictures
 from slrfast.systems.pretrained import Pretrained
+from slrfast.systems.schedules import stepwise, two_windows
 
 MANUAL, NON_MANUAL = ("left_hand", "right_hand", "trunk"), ("face", "mouth")
 _PARTS = list(LAYOUT.parts)
@@ -257,11 +257,8 @@ class CCL(Pretrained):
 
         A generator in the same state gives the same two views.
         """
-        config, device, lengths = self.config, batch.xy.device, batch.lengths
-        fraction, position = torch.rand((2, 2, batch.size), generator=generator, device=device)
-        keep = (config.min_crop + (1 - config.min_crop) * fraction) * lengths
-        keep = keep.long().clamp_(min=config.min_frames).minimum(lengths)
-        start = (position * (lengths - keep + 1)).long()
+        config, device = self.config, batch.xy.device
+        start, keep = two_windows(batch.lengths, config.min_crop, config.min_frames, generator)
         plan = self.augment_plan.draw(2 * batch.size, keypoints=75, generator=generator, device=device)
         changes = None
         if batch.rgb is not None and "rgb" in config.modalities:
@@ -339,5 +336,4 @@ class CCL(Pretrained):
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a (fractional) epoch: a tenth after every milestone, after a linear warm-up if any."""
         config = self.config
-        decay = math.prod(0.1 for milestone in config.milestones if epoch >= milestone)
-        return config.learning_rate * decay * (min(1.0, epoch / config.warmup) if config.warmup else 1.0)
+        return stepwise(config.learning_rate, epoch, config.milestones, config.warmup)

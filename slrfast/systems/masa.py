@@ -32,6 +32,7 @@ from slrfast.systems.masa_config import MASAConfig
 from slrfast.systems.masa_legacy import PartAutoencoder, PartEncoder
 from slrfast.systems.padded_clips import PaddedClips
 from slrfast.systems.pretrained import Pretrained
+from slrfast.systems.schedules import linear
 
 BOX = 256
 """Pixels that a part's side counts as."""
@@ -246,9 +247,7 @@ class MASA(Pretrained):
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a (fractional) epoch: linear warm-up, then linear to zero, or halved at milestones."""
         config = self.config
-        if epoch < config.warmup:
-            return config.learning_rate * epoch / config.warmup
         after = epoch - config.warmup
-        if config.schedule == "steps":
+        if config.schedule == "steps" and after >= 0:
             return config.learning_rate * 0.5 ** sum(after >= milestone for milestone in config.milestones)
-        return config.learning_rate * max(0.0, 1 - after / max(config.epochs - config.warmup, 1e-9))
+        return linear(config.learning_rate, epoch, config.warmup, config.epochs)

@@ -22,6 +22,7 @@ from slrfast.data import PoseBatch
 from slrfast.nn import HolisticEmbedding, Packing, PoseTransformer, with_positions
 from slrfast.nn.gather import num_processes
 from slrfast.systems.pretrained import Pretrained
+from slrfast.systems.schedules import linear
 from slrfast.systems.slp_config import SLPConfig, parts_of
 from slrfast.systems.slp_masks import hierarchical_mask
 from slrfast.systems.slp_sequences import Sequences, average_windows, gathered_contrast, shorten, unit_rows
@@ -386,7 +387,4 @@ class SLP(Pretrained):
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a (fractional) epoch: linear from zero during the warm-up, then linear to zero."""
         config = self.config
-        if epoch < config.warmup:
-            return config.learning_rate * epoch / config.warmup
-        after = epoch - config.warmup
-        return config.learning_rate * max(0.0, 1 - after / max(config.epochs - config.warmup, 1e-9))
+        return linear(config.learning_rate, epoch, config.warmup, config.epochs)

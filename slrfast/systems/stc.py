@@ -9,7 +9,6 @@ trunk; four memory banks; InfoNCE (Eq. 2), feature consistency (Eq. 3) and bidir
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import permutations
 from typing import Any, ClassVar, NamedTuple
@@ -32,6 +31,7 @@ from slrfast.nn import (
     ProjectionHead,
 )
 from slrfast.systems.pretrained import Pretrained
+from slrfast.systems.schedules import stepwise, two_windows
 from slrfast.systems.stc_config import STCConfig
 
 RIGHT, LEFT = (graphs.layout(49).parts[part] for part in ("right_hand", "left_hand"))
@@ -247,11 +247,8 @@ class STC(Pretrained):
 
         Both come from one draw: a generator in the same state gives the same two views.
         """
-        config, device, lengths = self.config, batch.xy.device, batch.lengths
-        fraction, position = torch.rand((2, 2, batch.size), generator=generator, device=device)
-        keep = (config.min_crop + (1 - config.min_crop) * fraction) * lengths
-        keep = keep.long().clamp_(min=config.min_frames).minimum(lengths)
-        start = (position * (lengths - keep + 1)).long()
+        config, device = self.config, batch.xy.device
+        start, keep = two_windows(batch.lengths, config.min_crop, config.min_frames, generator)
         plan = self.augment_plan.draw(2 * batch.size, generator=generator, device=device)
         both = self._view(batch, start, keep, plan)
         return View(*(x[0] for x in both)), View(*(x[1] for x in both))
@@ -298,8 +295,7 @@ class STC(Pretrained):
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a (fractional) epoch: a tenth after every milestone, after a linear warm-up if any."""
         config = self.config
-        decay = math.prod(0.1 for milestone in config.milestones if epoch >= milestone)
-        return config.learning_rate * decay * (min(1.0, epoch / config.warmup) if config.warmup else 1.0)
+        return stepwise(config.learning_rate, epoch, config.milestones, config.warmup)
 
 
 def _input(stream: str, view: View) -> Tensor:

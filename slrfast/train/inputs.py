@@ -104,18 +104,17 @@ def _with_pictures(dataset: ClipDataset, values: Mapping[str, Any], config: Any,
         masks = MotionMasks(maker, cache_folder("masks", maker.fingerprint()))
         made_of = {"flow": maker.fingerprint()}
     shape: dict[str, Any] = {"frames": 2 * config.frames, "size": -(-config.image_size * 8 // 7 // 16) * 16}
+    made: ClipDataset
     if videos == "rendered":
-        drawn = RenderedDataset(dataset, masks=masks, **shape)
-        drawn.made_of = made_of
-        return drawn
-    data = values["data"]
-    known = None
-    if data not in _SOURCES and not looks_packed(data):
-        options = PreprocessOptions(**values["preprocess"])
-        known = clip_frames(data, split=values.get("split"), options=options, progress=True)
-    filmed = RGBDataset(dataset, videos, masks=masks, clip_frames=known, progress=True, **shape)
-    filmed.made_of = made_of
-    return filmed
+        made = RenderedDataset(dataset, masks=masks, **shape)
+    else:
+        data, known = values["data"], None
+        if data not in _SOURCES and not looks_packed(data):
+            options = PreprocessOptions(**values["preprocess"])
+            known = clip_frames(data, split=values.get("split"), options=options, progress=True)
+        made = RGBDataset(dataset, videos, masks=masks, clip_frames=known, progress=True, **shape)
+    made.made_of = made_of
+    return made
 
 
 def _flow(flow: str) -> tuple[Any, float, bool]:
@@ -143,13 +142,14 @@ def _with_texts(dataset: ClipDataset, values: Mapping[str, Any], system: Any) ->
         width = system.config.text_dim
         system.text = tiny_text_encoder(cache_folder("tiny", f"{mark}-{width}"), sentences, dim=width)
     else:
-        plain, width = TextEncoder(encoder), system.config.text_dim
-        if plain.dim != width:
+        found, width = TextEncoder(encoder), system.config.text_dim
+        if found.dim != width:
             raise RunError(
-                f"--text_encoder {encoder}: its features have {plain.dim} numbers, not {width}; "
-                f"use --system.text_dim {plain.dim}"
+                f"--text_encoder {encoder}: its features have {found.dim} numbers, not {width}; "
+                f"use --system.text_dim {found.dim}"
             )
-        system.text = TextEncoder(encoder, cache_folder("texts", plain.fingerprint))
+        found.keep_in(cache_folder("texts", found.fingerprint))
+        system.text = found
     told = CaptionedDataset(dataset, captions, system.text)
     tokens = hashlib.sha256(repr([text.tolist() for text in told.tokens]).encode()).hexdigest()[:16]
     told.made_of = {"text encoder": system.text.fingerprint[:16], "texts": tokens}

@@ -155,8 +155,7 @@ def pretrain(
                 values = _train_step(session, batch.to(device), epoch, config)
                 session.step += 1
                 moved |= {name for name, value in values.items() if value != 0}
-                idle = sorted(values.keys() - moved)
-                if idle and session.step == first + LOOK:
+                if session.step == first + LOOK and (idle := sorted(values.keys() - moved)):
                     tqdm.write(
                         f"{', '.join(idle)}: 0 in each of {LOOK} steps, so nothing is learned from it", sys.stderr
                     )
