@@ -32,7 +32,7 @@ def prefix_beam_search(frames: Sequence[Sequence[float]], beam: int, blank: int)
     in this frame, then the lower token.
     """
     prefixes: list[tuple[int, ...]] = [()]
-    ends = {(): (0.0, NOTHING)}
+    ends: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, NOTHING)}
     for frame in frames:
         stayed = {}
         for prefix in prefixes:

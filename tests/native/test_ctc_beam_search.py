@@ -45,7 +45,9 @@ def check(done):
 
 
 @pytest.mark.parametrize("dtype", COMPUTED)
-@pytest.mark.parametrize("sizes", [(3, 5, 3), (1, 1, 1), (2, 7, 2), (2, 1, 9), (0, 3, 3), (2, 0, 3), (4, 4, 4)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(3, 5, 3), (1, 1, 1), (2, 7, 2), (2, 1, 9), (0, 3, 3), (2, 0, 3), (4, 4, 4)], ids=str
+)
 def test_equals_every_alignment(library, dtype, sizes):
     for blank in {0, sizes[2] - 1}:
         check(call(library, FUNCTION, build(dtype, *sizes, blank=blank)))
