@@ -98,8 +98,9 @@ class Scores:
 
 
 def write_scores(path: str | os.PathLike, scores: Scores) -> None:
-    """Write scores as the path's extension says; :func:`read_scores` gives them back exactly (out of CSV, classes called
-    0, 1, 2 ... as unnamed ones).
+    """Write scores as the path's extension says; :func:`read_scores` gives them back exactly.
+
+    Out of CSV, classes that are called 0, 1, 2 ... come back unnamed.
 
     Raises:
         ValueError: another extension than .npz, .csv and .json. CheckpointError: the file cannot be written; one that
