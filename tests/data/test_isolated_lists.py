@@ -1,4 +1,7 @@
+import csv
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -411,7 +414,29 @@ def test_two_poses_of_one_clip_are_refused(signs):
         split_dataset(twins, listing(("a/1", 0, "train")))
 
 
-def test_the_surviving_clips_of_wlasl(shared_data):
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text("utf-8")
+    block = re.search(r"# Split files and score files.*?```python\n(.*?)```", page, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    SyntheticSigns(num_classes=2, clips_per_class=2).save(tmp_path / "wlasl_poses", "npz")
+    names = [f"sign0{i // 2}/00{i % 2}" for i in range(4)] + [f"gone{i}" for i in range(96)]
+    (tmp_path / "start_kit").mkdir()
+    splits = ["train", "val", "test", "test"] * 25
+    wlasl(tmp_path / "start_kit", [
+        {"gloss": name, "instances": [instance(name, split)]} for name, split in zip(names, splits, strict=True)
+    ])  # fmt: skip
+    exec(compile(block, "formats.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "2 clips," in said and "48 of 50 test clips have no pose" in said and "48 files skipped" in said
+
+
+def test_the_surviving_clips_of_wlasl(shared_data, tmp_path):
     folder = shared_data / "wlasl_hands"
-    names = read_class_names(folder / "wlasl_class_list.txt")
-    assert len(names) == 2000 and names[:3] == ("book", "drink", "computer")
+    with open(folder / "wlasl_hands.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    told = {r["video_id"]: {"subset": r["split"], "action": [int(r["class"]), 1, int(r["n_frames"])]} for r in rows}
+    (tmp_path / "nslt_2000.json").write_text(json.dumps(told))
+    found = open_preset("wlasl100", tmp_path / "nslt_2000.json", class_list=folder / "wlasl_class_list.txt")
+    wanted = {row["video_id"]: (row["gloss"], row["split"]) for row in rows if row["in_wlasl100"] == "1"}
+    assert {clip.name: (clip.gloss, clip.split) for clip in found.clips} == wanted and len(wanted) > 800
+    assert found.class_names[:3] == ("book", "drink", "computer") and len(found.class_names) == 100
