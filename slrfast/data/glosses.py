@@ -97,7 +97,7 @@ class GlossedDataset(WrappedDataset):
         self.references = [sentence.glosses for sentence in found]
         self.tokens = [torch.tensor(vocabulary.tokens(glosses), dtype=torch.int64) for glosses in self.references]
         if left := len(names) - len(kept):
-            notes.append(f"{left} of {len(names)} clips are in no list of sentences and left out")
+            notes.append(f"{left} of {len(names)} clips are not in this list of sentences")
         named = {sentence.name for sentence in found}
         if lost := [name for name in sentences if name not in named]:
             notes.append(f"{len(lost)} of {len(sentences)} sentences have no clip: {some(lost)}")

@@ -40,7 +40,7 @@ def test_tokens_come_with_clips_and_batches(signs):
     assert batch.tokens.tolist() == [[2, 1], [1, 2], [0, 0]] and batch.token_lengths.tolist() == [2, 2, 0]
     assert batch.xy.equal(signs.batch([4, 0, 2]).xy) and data[2].tokens.tolist() == [2, 1]
     assert data.notes == [
-        "3 of 6 clips are in no list of sentences and left out",
+        "3 of 6 clips are not in this list of sentences",
         "1 of 4 sentences have no clip: 'lost'",
         "1 sentences have no glosses: 'sign00/002'",
         "3 of 7 glosses are outside the vocabulary, 2 different: 'X', 'Y'",
