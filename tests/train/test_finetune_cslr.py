@@ -80,8 +80,9 @@ def test_training_brings_the_word_error_rate_down(small_synthetic, tmp_path, mon
     """Held-out sentences of signs that are known: from more errors than words to less than two in three."""
     monkeypatch.setattr(finetune, "tasks", lambda: {"cslr": TASK})
     run = tmp_path / "run"
-    rest = ["--data", "synthetic", "--run", str(run), "--task.epochs", "7", "--task.milestones", "[6]"]
-    assert finetune._finetune(TASK, [*SMALL, *rest, "--task.learning_rate", "3e-3", "--train.device", "cpu"]) == 0
+    rest = ["--data", "synthetic", "--run", str(run), "--task.epochs", "8", "--task.milestones", "[7]"]
+    rates = ["--task.batch_size", "4", "--task.learning_rate", "5e-3", "--task.encoder_rate", "0.1"]
+    assert finetune._finetune(TASK, [*SMALL, *rest, *rates, "--train.device", "cpu"]) == 0
     results = json.loads((run / "results.json").read_text())
     found = results["metrics"]["beam"]
     assert results["glosses"] == 4 and found["sentences"] == results["test_clips"] == 10
@@ -98,7 +99,7 @@ def test_training_brings_the_word_error_rate_down(small_synthetic, tmp_path, mon
     torch.manual_seed(0)
     untrained = finetune.build_task(TASK.kind, model.config, model.encoder, data.extra, 0)
     before = word_errors(data.test.references, recognised(untrained, data.test, 10)).rate
-    assert found["wer"] < 0.67 and found["wer"] < before - 0.25
+    assert found["wer"] < 0.65 and found["wer"] < before - 0.3, (found["wer"], before)
 
 
 def test_lists_of_a_data_set(store, write, masa):
