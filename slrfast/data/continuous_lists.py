@@ -81,13 +81,13 @@ def read_sentences(source: str | os.PathLike, split: str) -> SentenceList:
         DatasetError: no such list or split, a damaged line, or two annotations of one clip that differ.
     """
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):
         return _read(path, split)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DatasetError(f"{path}: there is no such list; give a folder with {_HINT}")
     for folder in _FOLDERS:
         for name in (f"{split}.corpus.csv", f"PHOENIX-2014-T.{split}.corpus.csv", _CSL_LABELS, f"{split}.files"):
-            if (path / folder / name).is_file():
+            if os.path.isfile(path / folder / name):  # False for a name that no file can have
                 return _read(path / folder / name, split)
     raise DatasetError(f"{path}: holds no list of the split {split!r}; a list is {_HINT}")
 
@@ -129,6 +129,8 @@ def _table(path: Path) -> Iterator[dict[str, str]]:
     """Rows of a file separated by bars, by the names in its header; there is no quoting."""
     header, *lines = _lines(path)
     columns = [column.strip() for column in header.split("|")]
+    if len({*columns}) < len(columns):
+        raise DatasetError(f"{path}: must have every column once, got {header[:80]!r}")
     for i, line in enumerate(lines):
         cells = [cell.strip() for cell in line.split("|")]
         if cells == [""]:

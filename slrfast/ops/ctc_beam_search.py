@@ -94,12 +94,13 @@ def ctc_beam_search(
     checks.require(sizes["C"] >= 1, op, "log_probs", "have at least one class", list(log_probs.shape))
     checks.integer_between(op, 1, MOST_PREFIXES, beam=beam)
     checks.integer_between(op, 0, sizes["C"] - 1, blank=blank)
-    if not torch.compiler.is_compiling() and type(log_probs) is Tensor:
+    if not torch.compiler.is_compiling() and type(log_probs) is Tensor and not log_probs.is_meta:
         log_probs, lengths = log_probs.cpu(), lengths.cpu()
         checks.lengths(op, sizes["T"], lengths)
         _check_values(op, log_probs.detach(), lengths)
     found = torch.ops.slrfast.ctc_beam_search(log_probs.detach(), lengths, beam, blank)
-    tokens, counts, scores = (tensor.to(tensors["log_probs"].device) for tensor in found)
+    device = tensors["log_probs"].device
+    tokens, counts, scores = (tensor.to(device) for tensor in found)
     return tokens, counts, scores
 
 

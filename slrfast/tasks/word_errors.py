@@ -69,8 +69,9 @@ def word_errors(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequen
     references, hypotheses = list(references), list(hypotheses)
     checks.require(len(hypotheses) == len(references), op, "hypotheses", f"be {len(references)}", len(hypotheses))
     for name, sentences in (("references", references), ("hypotheses", hypotheses)):
-        text = next((each for each in sentences if isinstance(each, str)), None)
-        checks.require(text is None, op, name, "be lists of glosses", repr(text), "split the text")
+        wrong = [each for each in sentences if not isinstance(each, (list, tuple))]
+        hint = "split the text" if wrong and isinstance(wrong[0], str) else ""
+        checks.require(not wrong, op, name, "be lists of glosses", f"{wrong[:1]!r:.60}", hint)
     words = sum(map(len, references))
     checks.require(words > 0, op, "references", "hold at least one gloss", f"{len(references)} sentences without any")
     number: dict[str, int] = {}

@@ -99,6 +99,7 @@ def test_a_real_sample(shared_data):
         ("train.corpus.csv", PHOENIX14 + "x|y|z|A|B\n", "line 4 must have 4 cells, got 5"),
         ("train.corpus.csv", PHOENIX14 + "|f|Signer01|A\n", "row 3 has no name"),
         ("train.corpus.csv", PHOENIX14 + "02May_2010-1|f|Signer01|A\n", "a second, other annotation of '02May_2010-1'"),
+        ("train.corpus.csv", "id|id|signer|annotation\na|b|c|d\n", "must have every column once"),
         ("train.corpus.csv", b"\xff\xfe|", "is no text in UTF-8"),
         ("train.files", "a\nb\n", "train.gloss: cannot be read"),
     ],
@@ -119,6 +120,10 @@ def test_no_list_and_no_split(tmp_path, csl):
         read_sentences(tmp_path / "none", "train")
     with pytest.raises(DatasetError, match="holds no list of the split 'test'"):
         read_sentences(tmp_path, "test")
+    with pytest.raises(DatasetError, match="there is no such list"):
+        read_sentences("a" * 5000, "train")
+    with pytest.raises(DatasetError, match="holds no list of the split 'aaa"):
+        read_sentences(tmp_path, "a" * 5000)
     with pytest.raises(DatasetError, match="split_1.txt: there is no split 'test'; there are 'train', 'dev'"):
         read_sentences(csl(), "test")
 

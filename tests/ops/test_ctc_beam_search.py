@@ -179,6 +179,7 @@ def test_fake_tensors_never_reach_a_kernel():
     with FakeTensorMode() as mode:
         tokens, counts, scores = ops.ctc_beam_search(mode.from_tensor(log_probs), mode.from_tensor(full(log_probs)))
     assert tokens.shape == (3, 7) and counts.shape == (3,) and scores.dtype == torch.float64
+    assert ops.ctc_beam_search(log_probs.to("meta"), full(log_probs).to("meta"))[0].shape == (3, 7)
 
 
 @pytest.mark.gpu

@@ -64,8 +64,9 @@ def test_references_without_glosses_take_insertions_only():
         ([["A"]], [], "hypotheses must be 1, got 0"),
         ([], [], "references must hold at least one gloss, got 0 sentences without any"),
         ([[], []], [["A"], []], "references must hold at least one gloss, got 2 sentences without any"),
-        (["A B"], [["A"]], "references must be lists of glosses, got 'A B'; split the text"),
-        ([["A"]], ["A"], "hypotheses must be lists of glosses, got 'A'; split the text"),
+        (["A B"], [["A"]], r"references must be lists of glosses, got \['A B'\]; split the text"),
+        ([["A"]], ["A"], r"hypotheses must be lists of glosses, got \['A'\]; split the text"),
+        ([["A"]], [None], r"hypotheses must be lists of glosses, got \[None\]$"),
     ],
 )
 def test_errors(references, hypotheses, message):
