@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -111,6 +113,8 @@ class GlossedDataset(WrappedDataset):
                 + some(most)
             )
         self.notes = notes
+        told = json.dumps([vocabulary.glosses, self.references]).encode()
+        self.made_of = {**dataset.made_of, "glosses": hashlib.sha256(told).hexdigest()[:16]}
 
     def added(self, index: int) -> dict[str, Any]:
         """``tokens``."""

@@ -59,6 +59,14 @@ def test_names_match_without_folders_and_in_stores(signs, tmp_path):
     assert whole.notes == [] and part.names == ["sign01/002", "sign00/001"] and len(part.references) == 2
 
 
+def test_what_a_clip_is_made_of_changes_with_its_glosses(signs):
+    made = [
+        GlossedDataset(signs, listed(sign00_000=glosses), GlossVocabulary(known)).made_of
+        for glosses, known in (("AB", "AB"), ("AB", "AB"), ("BA", "AB"), ("AB", "BA"))
+    ]
+    assert made[0] == made[1] and len({each["glosses"] for each in made}) == 3
+
+
 def test_no_sentence_belongs_to_any_clip(signs):
     with pytest.raises(DatasetError, match="no sentence belongs to any clip; sentences are of 'x', clips are 'sign00/"):
         GlossedDataset(signs, listed(x="A"), GlossVocabulary("A"))
