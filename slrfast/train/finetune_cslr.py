@@ -69,7 +69,10 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
         train = train.subset(i for i, tokens in enumerate(train.tokens) if len(tokens))
         notes.append(f"training: {unlabelled} clips without glosses are left out")
     if short := too_short(train, getattr(system.config, "max_frames", None)):
-        notes.append(f"training: {len(short)} clips are too short for their glosses and teach nothing: {some(short)}")
+        hint = "--preprocess.max_frames keeps more frames of long clips"
+        notes.append(
+            f"training: {len(short)} clips are too short for their glosses and teach nothing: {some(short)}; {hint}"
+        )
     notes.append(f"{len(vocabulary)} glosses in the vocabulary")
     return Data(train, test, {"glosses": vocabulary.glosses}, notes)
 
