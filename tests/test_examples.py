@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from slrfast.data import SyntheticSigns
 from slrfast.systems import STC, STCConfig
@@ -14,14 +15,10 @@ from slrfast.train.loop import pretrain
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 EXAMPLES = {"plain_pytorch": "torch", "lightning_stc": "lightning", "accelerate_stc": "accelerate"}
 EPOCHS = 2
-DROPOUT = {"gcn_dropout": 0.1, "transformer_dropout": 0.1}  # draws from the global generator
-
-
-@pytest.fixture
-def small(monkeypatch):
-    config = STCConfig.small(epochs=EPOCHS, frames=8, batch_size=16, bank_size=64, neighbors=8, **DROPOUT)
-    monkeypatch.setattr(STCConfig, "small", lambda **_: config)
-    return config
+CONFIG = STCConfig.small(
+    epochs=EPOCHS, frames=8, batch_size=16, bank_size=64, neighbors=8,
+    gcn_dropout=0.1, transformer_dropout=0.1,  # drawn from the global generator
+)  # fmt: skip
 
 
 def load(name):
@@ -31,14 +28,13 @@ def load(name):
     return module
 
 
-@pytest.fixture
-def expected(small, tmp_path):
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
     """Losses of the command line's own loop, on the examples' clips."""
-    import torch
-
+    run = tmp_path_factory.mktemp("expected")
     torch.manual_seed(3)
-    pretrain(STC(small), SyntheticSigns(8, 12), TrainConfig(seed=3, device="cpu", log_every=1), tmp_path, progress=False)
-    return [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    pretrain(STC(CONFIG), SyntheticSigns(8, 12), TrainConfig(seed=3), run, progress=False)
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("name", "package"), EXAMPLES.items())
@@ -46,6 +42,7 @@ def expected(small, tmp_path):
 def test_the_losses_are_those_of_pretrain(name, package, expected, tmp_path, monkeypatch):
     pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # whatever a trainer leaves behind
+    monkeypatch.setattr(STCConfig, "small", lambda **_: CONFIG)
     losses = load(name).train(epochs=EPOCHS, seed=3)
     assert len(losses) == len(expected) == EPOCHS * 6 and losses[0] > 0
     assert losses == pytest.approx(expected, rel=1e-4)
