@@ -73,7 +73,7 @@ def _gain(case: Mapping) -> float:
 
 def _section(machine: str, runs: Sequence[Mapping]) -> str:
     lines = [
-        f"### {machine}",
+        f"## {machine}",
         "",
         "Median time of a call; in brackets how much faster (or slower, below 1) slrfast is in the same run, "
         "every form of it in their order.",

@@ -69,7 +69,7 @@ def render(positions: Mapping[str, Sequence[Position]]) -> str:
     sections = []
     for machine, found in positions.items():
         lines = [
-            f"### {machine}",
+            f"## {machine}",
             "",
             "| benchmark | case | FLOP | bytes | FLOP/byte | bound by | of peak | of copy rate | commit |",
             "|---|---|--:|--:|--:|---|--:|--:|---|",
