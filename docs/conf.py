@@ -14,19 +14,24 @@ html_show_copyright = html_copy_source = False
 myst_heading_anchors = 3
 suppress_warnings = ["myst.xref_missing"]  # links into the repository; tests/test_pages.py follows all of them
 
+smartquotes = False
 autodoc_typehints = "none"  # docstrings say more: shapes, dtypes, units
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_custom_sections = ["Numerics", "Returns", "Raises"]  # as they are written, not split into types
+napoleon_custom_sections = ["Numerics", "Returns"]  # as they are written, not split into types
 
 _LITERAL = re.compile(r"(``.+?``|:\w+:`[^`]+`)")
+_SECOND_ERROR = re.compile(r"(?<=\.) (?=\w+(?:Error|Unavailable)(?:, \w+)*: )")
 _MARKUP = re.compile(r"([*|\\`]|(?<=\w)_(?!\w))")
 
 
 def keep_as_written(app, what, name, obj, options, lines):
     """Equations and shapes are text, not markup: escape what reStructuredText would take for it."""
-    in_example = False
+    in_example, given = False, lines[:]
+    lines.clear()
+    for line in given:
+        lines += _SECOND_ERROR.sub(f"\n{' ' * 4}", line).split("\n")  # "TypeError: this. ValueError: that."
     for i, line in enumerate(lines):
         in_example = line.lstrip().startswith(">>>") or in_example and bool(line.strip())
         if not in_example:
