@@ -26,7 +26,7 @@ bench: $(VENV)/.dev  ## every benchmark against its baselines, into benchmarks/r
 report: $(VENV)/.dev  ## tables and pictures of README and docs/ from benchmarks/results
 	$(BIN)/python -m benchmarks.report
 
-docs: $(VENV)/.docs  ## the site, into build/docs; a warning is an error
+docs: $(VENV)/.dev  ## the site, into build/docs; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -d build/docs-trees docs build/docs
 
 clean:
@@ -34,8 +34,7 @@ clean:
 
 $(VENV)/.dev: EXTRAS = dev,triton,pose,video,text
 $(VENV)/.demo: EXTRAS = demo
-$(VENV)/.docs: EXTRAS = docs
-$(VENV)/.dev $(VENV)/.demo $(VENV)/.docs: $(SOURCES)
+$(VENV)/.dev $(VENV)/.demo: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
