@@ -12,7 +12,6 @@ html_theme, html_title = "furo", f"slrfast {release}"
 html_show_copyright = html_copy_source = False
 
 myst_heading_anchors = 3
-suppress_warnings = ["myst.xref_missing"]  # links into the repository; tests/test_pages.py follows all of them
 
 smartquotes = False
 autodoc_typehints = "none"  # docstrings say more: shapes, dtypes, units

@@ -10,6 +10,7 @@ import io
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,9 @@ def check_slrfast(words):
         if word.startswith("-"):
             option = word.partition("=")[0]
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text), f"slrfast {command} has no {option}"
+    if "--print_config" in text and not {"--resume", "--config"} & set(rest):  # which take their values from a file
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert cli.main([*words, "--print_config"]) == 0, words  # the values, too
 
 
 def check_command(line):
@@ -155,11 +159,22 @@ def test_commands(page):
 
 @pytest.mark.parametrize("line", [
     "slrfast pretrian stc", "slrfast pretrain sct", "slrfast pretrain stc --sytem.batch_size 3", "make tset",
+    "slrfast pretrain stc --data x --preset tiny", "slrfast pretrain stc --data x --system.frames few",
     "pip install '.[tritn]'", "python examples/none.py", "python -m slrfast.none", "rm -rf /",
 ])  # fmt: skip
 def test_what_does_not_exist_is_found(line):
     with pytest.raises(AssertionError):
         check_command(line)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tour_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = SyntheticSigns(4, 8, 4)
+    monkeypatch.setattr("slrfast.train.config.SyntheticSigns", lambda **_: few)
+    for line in commands(ROOT / "docs" / "tour.md"):
+        assert cli.main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    assert {"loss.png", "views.png", "embedding.png", "evaluation.png"} <= {p.name for p in Path("runs/tour").iterdir()}
 
 
 def anchors(path):
