@@ -22,6 +22,7 @@ from slrfast.data.text import tiny_text_encoder
 from slrfast.systems import SYSTEMS
 from slrfast.train import cli
 from tests.data.extract import fake_detectors
+from tests.data.test_isolated_lists import instance, wlasl
 from tests.pages import PAGES, ROOT, commands, fences, head_code, languages, name_of, run, sections
 from tests.test_graph_networks_page import published_checkpoint
 
@@ -48,6 +49,16 @@ def poses_and_videos(folder):
     tiny_text_encoder(folder / "mbart-large-50", ["ein Satz"])
 
 
+def start_kit(folder):
+    SyntheticSigns(2, 2).save(folder / "wlasl_poses")
+    (folder / "start_kit").mkdir()
+    names = ["sign00/000", "sign00/001", "sign01/000", *(f"gone{i}" for i in range(97))]
+    splits = ["train", "val", *["test"] * 98]
+    wlasl(folder / "start_kit", [
+        {"gloss": name, "instances": [instance(name, split)]} for name, split in zip(names, splits, strict=True)
+    ])  # fmt: skip
+
+
 def checkpoint(folder):
     torch.save(published_checkpoint()[1], folder / "checkpoint.pt")
 
@@ -63,7 +74,7 @@ def detector(folder):
 
 
 SURROUNDINGS = {
-    "docs/formats.md": poses_and_videos,
+    "docs/formats.md": lambda folder: (poses_and_videos(folder), start_kit(folder)),
     "docs/graph-networks.md": checkpoint,
     "docs/extraction.md": detector,
 }
