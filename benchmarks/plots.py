@@ -46,7 +46,7 @@ def draw_roofline(positions: Mapping[str, Sequence[Position]], path: Path) -> No
     figure = Figure(figsize=(7.2 * len(positions), 5), layout="constrained")
     panels = figure.subplots(1, len(positions), squeeze=False)[0]
     for axes, (machine, found) in zip(panels, positions.items(), strict=True):
-        shown = [p for p in one_each(found) if p.flops]
+        shown = sorted((p for p in one_each(found) if p.flops), key=lambda p: p.intensity)
         peak = max(p.peak for p in found)
         x = np.geomspace(0.5 * min(p.intensity for p in shown), 2 * max(p.intensity for p in shown), 200)
         far = [p.copied for p in found if p.bytes >= BEYOND_CACHES]
@@ -58,10 +58,11 @@ def draw_roofline(positions: Mapping[str, Sequence[Position]], path: Path) -> No
             axes.scatter(
                 [p.intensity for p in shown], y, s=16, facecolor=fill, edgecolor=BLUE, linewidth=0.8, label=name
             )
-        for place, p in enumerate(sorted(shown, key=lambda p: p.intensity)):
-            above = (3, -8, 10, -15)[place % 4]  # neighbours' names apart
+        for number, p in enumerate(shown, 1):
             at = (p.intensity, p.flops / p.seconds)
-            axes.annotate(p.op, at, (3, above), textcoords="offset points", fontsize=5.5)
+            axes.annotate(str(number), at, (3, 3), textcoords="offset points", fontsize=6)
+        key = "\n".join(f"{number} {p.op}" for number, p in enumerate(shown, 1))
+        axes.annotate(key, (1.02, 1), xycoords="axes fraction", fontsize=6, va="top", linespacing=1.3)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.legend(fontsize=7, frameon=False, loc="lower right")
