@@ -77,9 +77,9 @@ def split_dataset(
     listing: Listing,
     *,
     subset: int | None = None,
-    train: Sequence[str] = ("train",),
-    val: Sequence[str] = ("val",),
-    test: Sequence[str] = ("test",),
+    train: str | Sequence[str] = ("train",),
+    val: str | Sequence[str] = ("val",),
+    test: str | Sequence[str] = ("test",),
 ) -> Split:
     """Divide clips by a split file.
 
@@ -104,7 +104,8 @@ def split_dataset(
     >>> split.test.names, split.test.labels, len(split.val), split.train.notes
     (['sign01/001'], [1], 0, ['2 of 4 poses are not in list'])
     """
-    parts = {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
+    asked = {"train": train, "val": val, "test": test}
+    parts = {name: (splits,) if isinstance(splits, str) else tuple(splits) for name, splits in asked.items()}
     for name, splits in parts.items():
         for split in splits:
             checks.choice("split_dataset", SPLITS, **{name: split})

@@ -110,11 +110,13 @@ def write_scores(path: str | os.PathLike, scores: Scores) -> None:
     _check_suffix("write_scores", path)
     with replacing(path) as temporary:
         if path.suffix.lower() == ".npz":
-            arrays: dict[str, Any] = {"names": np.array(scores.names), "scores": scores.values.numpy()}
+            short = scores.values.float()  # half the size, where nothing is lost
+            values = short if torch.equal(short.double(), scores.values) else scores.values
+            arrays: dict[str, Any] = {"names": np.array(scores.names), "scores": values.numpy()}
             if scores.class_names:
                 arrays["class_names"] = np.array(scores.class_names)
             with open(temporary, "wb") as file:
-                np.savez_compressed(file, **arrays)
+                np.savez(file, **arrays)
             return
         with open(temporary, "w", encoding="utf-8", newline="") as text:
             if path.suffix.lower() == ".json":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from slrfast.data import PoseBatch, SyntheticSigns, pack
 from slrfast.data.class_names import read_class_names, read_class_set
@@ -363,6 +364,12 @@ def test_papers_train_on_validation_clips_too(signs):
     assert split.val.labels == [] and split.val.skipped == []
     part = split.train.subset([1])
     assert part.labels == [1] and part.class_names == ["go", "stay", "eat"] and part.skipped == []
+
+
+def test_a_part_is_loaded_by_torch(signs):
+    part = split_dataset(signs, listing(*FIVE), train=("train", "val"), val=(), test="test").train
+    (batch,) = DataLoader(part, 2, collate_fn=PoseBatch.collate)
+    assert batch.label.tolist() == [2, 1] and batch.xy.equal(part.batch([0, 1]).xy)
 
 
 def test_a_subset_has_the_first_classes(signs):
