@@ -90,7 +90,7 @@ RECORDED = {
     "channel_mask": ("one clip", elements("z")),
     "otsu_mask": ("one clip", elements("frames", 3)),
 }  # fmt: skip
-NOT_RECORDED = {"resample", "part_gcn"}  # what their runs read, and how large their blocks are, is in no shape
+NOT_RECORDED = {"resample", "part_gcn", "ctc_beam_search"}  # what they read, their blocks, the beam are in no shape
 
 
 def value(formula, names):

@@ -59,6 +59,15 @@ def start_kit(folder):
     ])  # fmt: skip
 
 
+def corpora(folder):
+    """Lists in Phoenix14's format of the clips in poses/."""
+    names = [path.relative_to(folder / "poses").with_suffix("") for path in (folder / "poses").rglob("*.npz")]
+    (folder / "annotations" / "manual").mkdir(parents=True)
+    for split, glosses in (("train", "WIND REGEN"), ("dev", "SCHNEE WIND")):
+        lines = ["id|folder|signer|annotation", f"{names[split == 'dev']}|x|Signer01|{glosses}"]
+        (folder / "annotations" / "manual" / f"{split}.corpus.csv").write_text("\n".join(lines) + "\n")
+
+
 def checkpoint(folder):
     torch.save(published_checkpoint()[1], folder / "checkpoint.pt")
 
@@ -74,7 +83,7 @@ def detector(folder):
 
 
 SURROUNDINGS = {
-    "docs/formats.md": lambda folder: (poses_and_videos(folder), start_kit(folder)),
+    "docs/formats.md": lambda folder: (poses_and_videos(folder), start_kit(folder), corpora(folder)),
     "docs/graph-networks.md": checkpoint,
     "docs/extraction.md": detector,
 }

@@ -61,14 +61,10 @@ class SentenceList:
 def read_sentences(source: str | os.PathLike, split: str) -> SentenceList:
     """One split of a list of continuous signing.
 
-    ============== ==================================================== ===========================================
-    Phoenix14      train.corpus.csv                                     id | folder | signer | annotation
-    Phoenix14-T    PHOENIX-2014-T.train.corpus.csv                      name | video | start | end | speaker | orth
-                                                                        | translation
-    CSL-Daily      csl2020ct_v2.pkl and split_1.txt                     info: name, signer, label_gloss, label_char;
-                                                                        name | split
-    parallel files train.files, train.gloss and, if any, train.text     a clip a line
-    ============== ==================================================== ===========================================
+    Phoenix14: train.corpus.csv with id, folder, signer, annotation between bars. Phoenix14-T:
+    PHOENIX-2014-T.train.corpus.csv with name, video, start, end, speaker, orth, translation. CSL-Daily:
+    csl2020ct_v2.pkl, whose ``info`` has name, signer, label_gloss and label_char, and split_1.txt with name and split.
+    Parallel files: train.files, train.gloss and, if any, train.text with a clip a line.
 
     Glosses are what stands between blanks. The signer of CSL-Daily is its number, or the P0000 of the clip's name.
     The pickle is read without running it.

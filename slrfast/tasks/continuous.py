@@ -209,7 +209,7 @@ def greedy(scores: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         tokens [B, T] int64 with -1 behind, and their counts [B].
 
-    >>> greedy(torch.eye(3)[[[1, 1, 0, 1, 2]]], torch.tensor([5]))
+    >>> greedy(torch.eye(3)[torch.tensor([[1, 1, 0, 1, 2]])], torch.tensor([5]))
     (tensor([[ 1,  1,  2, -1, -1]]), tensor([3]))
     """
     sizes = checks.shapes("greedy", scores=(scores, "B T C"), steps=(steps, "B"))

@@ -1,10 +1,7 @@
 import pickle
-import re
-from pathlib import Path
 
 import pytest
 
-from slrfast.data import SyntheticSigns
 from slrfast.data.continuous_lists import Sentence, read_sentences
 from slrfast.errors import DatasetError
 
@@ -169,17 +166,3 @@ def test_csl_daily_without_its_splits(csl):
     (folder / "split_1.txt").unlink()
     with pytest.raises(DatasetError, match="split_1.txt: cannot be read"):
         read_sentences(folder, "train")
-
-
-def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text("utf-8")
-    block = re.search(r"# Lists of continuous signing.*?```python\n(.*?)```", page, re.DOTALL)[1]
-    SyntheticSigns(num_classes=1, clips_per_class=3).save(tmp_path / "poses", "npz")
-    manual = tmp_path / "annotations" / "manual"
-    manual.mkdir(parents=True)
-    (manual / "train.corpus.csv").write_text("id|folder|signer|annotation\n000|x|a|WIND REGEN\n")
-    (manual / "dev.corpus.csv").write_text("id|folder|signer|annotation\n002|x|a|SCHNEE WIND\n")
-    monkeypatch.chdir(tmp_path)
-    exec(block, {})
-    said = capsys.readouterr().out
-    assert "1 clips" in said and "1 of 2 glosses are outside the vocabulary, 1 different: 'SCHNEE'" in said
