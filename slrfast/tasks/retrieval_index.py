@@ -77,8 +77,8 @@ class SignTextIndex:
         checks.positive(op, row_temperature=row_temperature)
         checks.require(len(gallery) > 0, op, "gallery", "have at least one item", 0)
         checks.require(len(names) == len(gallery), op, "names", f"be {len(gallery)}, one per item", len(names))
-        strange = next((name for name in names if not isinstance(name, str)), None)
-        checks.require(strange is None, op, "names", "be texts", repr(strange))
+        strange = [repr(name) for name in names if not isinstance(name, str)]
+        checks.require(not strange, op, "names", "be texts", (strange or [""])[0])
         rows = gallery.rows.detach().to("cpu", dtype)
         checks.require(bool(rows.isfinite().all()), op, "gallery", "hold finite numbers", "NaN or infinity")
         self.gallery, self.names, self.kind = RowSets(rows, gallery.offsets), list(names), kind
@@ -154,13 +154,13 @@ class SignTextIndex:
         checks.require(isinstance(made_by, dict), op, "made_by", "be a mapping", type(made_by).__name__)
         checks.choice(op, KINDS, kind=header["kind"])
         checks.positive(op, row_temperature=header["row_temperature"])
-        checks.shapes(op, means=(tensors["means"], f"{len(names)} {tensors['rows'].shape[-1]}"))
+        gallery = RowSets(tensors["rows"], tensors["offsets"])
+        checks.require(len(names) == len(gallery) > 0, op, "names", f"be {len(gallery)}", len(names))
+        checks.shapes(op, means=(tensors["means"], f"{len(names)} {gallery.rows.shape[1]}"))
         finite = bool(tensors["means"].isfinite().all())
         checks.require(finite, op, "means", "hold finite numbers", "NaN or infinity")
         self = cls.__new__(cls)
-        self.gallery = RowSets(tensors["rows"], tensors["offsets"])
-        checks.require(len(names) == len(self.gallery) > 0, op, "names", f"be {len(self.gallery)}", len(names))
-        self.names, self.kind, self.means = names, header["kind"], tensors["means"]
+        self.gallery, self.names, self.kind, self.means = gallery, names, header["kind"], tensors["means"]
         self.row_temperature, self.made_by, self._faiss = float(header["row_temperature"]), made_by, None
         return self
 
