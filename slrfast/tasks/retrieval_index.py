@@ -85,6 +85,7 @@ class SignTextIndex:
         self.means = self.gallery.means()
         self.row_temperature, self.made_by = float(row_temperature), dict(made_by or {})
         self._faiss: Any = None
+        self._source = "index"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -134,10 +135,12 @@ class SignTextIndex:
                 f"{path}: is of version {told.get('version')!s:.20} and this slrfast reads {VERSION}; build it again"
             )
         try:
-            return cls._of(tensors, json.loads(told["header"]))
+            self = cls._of(tensors, json.loads(told["header"]))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
             raise IndexFileError(f"{path}: is damaged ({reason}); build it again") from error
+        self._source = str(path)
+        return self
 
     @classmethod
     def _of(cls, tensors: Mapping[str, Tensor], header: Any) -> Self:
@@ -209,7 +212,7 @@ class SignTextIndex:
         try:
             best = nearest(queries, gallery, k, gallery_of=self.kind, row_temperature=temperature)
         except ValueError as error:
-            raise IndexFileError(f"index: its rows are damaged ({error}); build it again") from error
+            raise IndexFileError(f"{self._source}: its rows are damaged ({error}); build it again") from error
         numbers = positions[best.positions].tolist()
         return [
             [Match(self.names[number], score) for number, score in zip(row, scores, strict=True)]

@@ -172,13 +172,13 @@ class Retriever(Finetuned):
     def test(self, batches: Iterable[PoseBatch], texts: Sequence[Tensor]) -> dict[str, float]:
         """``retrieval_metrics`` of clips, in batches, and their texts, one tokens [L] for every clip.
 
-        A text counts as often as it occurs, and all its occurrences as the own one of all its clips.
+        Equal texts are one: it is in the gallery once, asks once, and all clips that it was written for are its own.
         """
         ids = text_numbers(tuple(text.tolist()) for text in texts)
         distinct = {number: text for number, text in zip(ids.tolist(), texts, strict=True)}
         signs, words = self.sign_rows(batches), self.text_rows([distinct[i] for i in range(len(distinct))])
         similarity = similarity_matrix(signs, words, row_temperature=self.row_temperature)
-        return retrieval_metrics(similarity[:, ids], ids, ids)
+        return retrieval_metrics(similarity, ids, torch.arange(len(distinct)))
 
     @contextmanager
     def _evaluating(self):
