@@ -155,8 +155,9 @@ def test_the_text_encoder_of_the_pretraining_run(poses, tmp_path, capsys):
     words = "pretrain slp --preset small --captions glosses --text_encoder tiny --system.layers 1 --system.epochs 1"
     first = tmp_path / "first"
     assert main([*words.split(), "--system.batch_size", "12", "--data", str(poses), "--run", str(first)]) == 0
-    words = f"finetune retrieval --encoder {first} --captions glosses --task.epochs 1 --task.batch_size 12 --run {tmp_path / 'second'}"
-    assert main([*words.split(), "--data", str(poses)]) == 0
+    words = "finetune retrieval --captions glosses --task.epochs 1 --task.batch_size 12"
+    own = "--encoder", first, "--data", poses, "--run", tmp_path / "second"
+    assert main([*words.split(), *map(str, own)]) == 0
     assert "text to clip" in capsys.readouterr().out
 
 
