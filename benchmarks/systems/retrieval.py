@@ -28,7 +28,7 @@ from slrfast.tasks.row_sets import RowSets, similarity_matrix
 OP = "retrieval"
 MODULE = f"benchmarks.systems.{OP}"
 BF16 = f"{OURS}, bf16"
-ITEMS, FIRST, DIM = 10_000, 128, 256
+ITEMS, FIRST, DIM = 10_000, 64, 256
 WINDOWS, WORDS = (7, 25), (5, 20)
 CHUNK, TRUTH_CHUNK = 16, 4  # clips that the field compares at a time
 

@@ -100,6 +100,8 @@ def open_retriever(run: str) -> tuple[Retriever, dict[str, Any], str]:
         if not isinstance(model, Retriever):
             raise RunError(f"{run}: was fine-tuned for {model.task}; search needs finetune retrieval or pretrain slp")
         return model, read_yaml(folder.config), files_fingerprint([weights])
+    if read_yaml(folder.config).get("name") == Retriever.task:
+        raise RunError(f"{run}: has no model yet; finish it with slrfast finetune retrieval --resume {run}")
     values = folder.read_config()
     if values["name"] != "slp":
         raise RunError(f"{run}: is a run of {values['name']}; search needs finetune retrieval or pretrain slp")
@@ -119,7 +121,7 @@ def preprocessing(values: Mapping[str, Any]) -> PreprocessOptions:
 
 def _network(options: Any, run: str | None) -> tuple[Retriever, dict[str, Any], dict[str, Any]]:
     """The network on its device, its run's config with the options that replace it, and what an index keeps of it."""
-    if not run:
+    if not isinstance(run, str) or not run:
         raise RunError("--run is needed: the run of pretrain slp or finetune retrieval that encodes signs and texts")
     model, values, fingerprint = open_retriever(run)
     for key in ("text_encoder", "language"):
@@ -131,14 +133,18 @@ def _network(options: Any, run: str | None) -> tuple[Retriever, dict[str, Any], 
 
 def _set_text_encoder(model: Retriever, values: dict[str, Any]) -> None:
     """Give the encoder the text encoder of the run, of whose captions a tiny one was made."""
-    values = {**values, "text_encoder": text_encoder_name(values)}
-    if not values["text_encoder"] or not values.get("captions"):
+    system: Any = model.encoder
+    name, captions = text_encoder_name(values), values.get("captions")
+    if not name or (name == "tiny" and not captions):
         raise RunError(f"--text_encoder is needed: {inputs.OPTIONS['slp']['text_encoder']}")
+    if name != "tiny":
+        system.text = inputs.open_text_encoder(name, system.config.text_dim, {})
+        return
     dataset: Any = None
-    if values["text_encoder"] == "tiny" and values["captions"] == "glosses":
+    if captions == "glosses":
         split = values.get("train_split") or values.get("split")
         dataset = open_dataset(values["data"], split, values.get("preprocess"), keypoints_of("slp"))
-    with_encoder(dataset, values, model.encoder)
+    with_encoder(dataset, {**values, "text_encoder": name}, system)
 
 
 def _build(options: Any, say: Any) -> tuple[SignTextIndex, dict[str, Any]]:

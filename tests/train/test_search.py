@@ -9,7 +9,7 @@ import torch
 from slrfast.data import PreprocessOptions, SyntheticSigns
 from slrfast.data.text import gloss_captions
 from slrfast.tasks.retrieval_index import SignTextIndex
-from slrfast.tasks.row_sets import similarity_matrix
+from slrfast.tasks.row_sets import RowSets, similarity_matrix
 from slrfast.train import finetune, finetune_retrieval
 from slrfast.train.cli import main
 from slrfast.train.config import RunError
@@ -190,6 +190,31 @@ def test_runs_of_other_systems_and_tasks(home, tmp_path):
     assert main(["finetune", "islr", *words.split()]) == 0
     told = refused("--index", tmp_path / "new", "--data", home / "poses", "--run", tmp_path / "islr")
     assert "was fine-tuned for islr; search needs finetune retrieval or pretrain slp" in told
+
+
+def test_an_index_whose_run_is_unknown_gone_or_unfinished(home, tmp_path):
+    index = SignTextIndex.load(home / "clips")
+    for run, message in ((None, "--run is needed"), (5, "--run is needed"), ("gone", "gone is not a run folder")):
+        SignTextIndex(index.gallery, index.names, "signs", made_by={"run": run}).save(tmp_path / "own")
+        assert message in refused("--index", tmp_path / "own", "--text", "a")
+    assert search_command([*f"--index {tmp_path}/own --run {home}/run --language en --text".split(), "a"]) == 0
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.yaml").write_text("name: retrieval\ntask: {}\ntrain: {}\n")
+    told = refused("--index", tmp_path / "own", "--text", "a", "--run", tmp_path / "unfinished")
+    assert "has no model yet; finish it with slrfast finetune retrieval --resume" in told
+
+
+def test_an_index_of_another_width(home, tmp_path):
+    SignTextIndex(RowSets(torch.eye(3), torch.arange(4)), list("abc"), "signs").save(tmp_path / "own")
+    words = f"--index {tmp_path}/own --run {home}/run --language en --text a"
+    assert "search: queries must have shape [S, 3], got [" in refused(*words.split())
+
+
+def test_another_text_encoder_than_the_runs(home):
+    """A folder instead of the run's tiny one, which its captions were made of."""
+    (tiny,) = (home / "cache" / "tiny").iterdir()
+    words = f"--index {home}/clips --language en --text_encoder {tiny} --text"
+    assert search_command([*words.split(), "sign01"]) == 0
 
 
 def test_poses_are_prepared_as_the_runs_were(home):
