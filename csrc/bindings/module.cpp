@@ -66,6 +66,7 @@ PYBIND11_MODULE(_C, module) {
   define(module, "augment_cpu", slr_augment_cpu);
   define(module, "bank_losses_cpu", slr_bank_losses_cpu);
   define(module, "channel_mask_cpu", slr_channel_mask_cpu);
+  define(module, "ctc_beam_search_cpu", slr_ctc_beam_search_cpu);
   define(module, "enqueue_cpu", slr_enqueue_cpu);
   define(module, "feature_kl_cpu", slr_feature_kl_cpu);
   define(module, "gcn_map_cpu", slr_gcn_map_cpu);

@@ -1,4 +1,4 @@
-"""The compiled module's kernels of SLP, fed with tensors."""
+"""The compiled module's kernels of SLP and of decoding, fed with tensors."""
 
 from __future__ import annotations
 
@@ -88,3 +88,16 @@ def masked_pose_loss(
         grad.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return loss, count, grad
+
+
+def ctc_beam_search(log_probs: Tensor, lengths: Tensor, beam: int, blank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the CPU kernel of ``slrfast::ctc_beam_search``."""
+    log_probs, lengths = log_probs.to(native.sum_dtype(log_probs)).contiguous(), lengths.contiguous()
+    clips, frames, classes = log_probs.shape
+    tokens, counts = torch.empty((clips, frames), dtype=torch.int64), torch.empty(clips, dtype=torch.int64)
+    scores = torch.empty(clips, dtype=torch.float64)
+    LIBRARY.ctc_beam_search_cpu(
+        DTYPES[log_probs.dtype], log_probs.data_ptr(), clips, frames, classes, lengths.data_ptr(), blank, beam,
+        tokens.data_ptr(), counts.data_ptr(), scores.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return tokens, counts, scores

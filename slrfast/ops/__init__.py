@@ -4,6 +4,7 @@ from slrfast.ops._changes import AugmentTensors
 from slrfast.ops.augment import augment
 from slrfast.ops.bank_losses import bank_losses
 from slrfast.ops.channel_mask import ChannelMask, channel_mask
+from slrfast.ops.ctc_beam_search import ctc_beam_search
 from slrfast.ops.enqueue import enqueue_
 from slrfast.ops.feature_kl import feature_kl
 from slrfast.ops.gather_visible import gather_visible
@@ -35,6 +36,7 @@ __all__ = [
     "augment",
     "bank_losses",
     "channel_mask",
+    "ctc_beam_search",
     "enqueue_",
     "feature_kl",
     "gather_visible",

@@ -269,6 +269,14 @@ slr_status slr_part_gcn_cpu(int32_t dtype, const void* x, int64_t rows, int64_t 
                             int64_t parts, int64_t most, const int32_t* pooled_edges, const float* pooled_coefficients,
                             int64_t pooled_edge_count, void* out, int32_t threads);
 
+/* The most probable labelling by a CTC prefix beam search of log_probs [clips, frames, classes], SLR_F32 or SLR_F64,
+ * the first lengths [clips] frames of each: tokens [clips, frames] with -1 behind the counts [clips] that there are;
+ * scores [clips], the log-probability over the alignments that the beam saw. At most `beam` prefixes are kept from
+ * frame to frame; those of probability 0, or NaN, never. */
+slr_status slr_ctc_beam_search_cpu(int32_t dtype, const void* log_probs, int64_t clips, int64_t frames, int64_t classes,
+                                   const int64_t* lengths, int64_t blank, int64_t beam, int64_t* tokens,
+                                   int64_t* counts, double* scores, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,159 @@
+"""``slrfast finetune cslr``: continuous sign recognition."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from slrfast.data import ClipDataset, PreprocessOptions
+from slrfast.data.continuous_lists import Sentence, read_sentences
+from slrfast.data.glosses import GlossedDataset, GlossVocabulary
+from slrfast.data.synthetic_sentences import SyntheticSentences
+from slrfast.data.wrapped import some
+from slrfast.files import replacing
+from slrfast.tasks.continuous import FRAMES_A_STEP, ContinuousRecognizer, check_encoder, steps_needed
+from slrfast.tasks.word_errors import WordErrors, word_errors
+from slrfast.train.config import RunError
+from slrfast.train.finetune import Data, Say, Task, open_clips
+from slrfast.train.loading import load_batches
+from slrfast.train.options import Parser
+from slrfast.train.runs import RunFolder
+from slrfast.train.scoring import aligned
+
+SENTENCES = "sentences.jsonl"
+_HELD_OUT = 4
+
+
+def _add_options(parser: Parser) -> list[str]:
+    parser.add_argument(
+        "--sentences", type=str, help="folder or file with the lists of Phoenix14, Phoenix14-T or CSL-Daily"
+    )
+    parser.add_argument("--train_list", type=str, default="train", help="split of the list that is trained on")
+    parser.add_argument("--test_list", type=str, default="dev", help="split of the list that is tested on")
+    return ["sentences", "train_list", "test_list"]
+
+
+def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
+    """Clips with their glosses to train and test on, and the vocabulary of the training list."""
+    try:
+        check_encoder(system)
+        word_errors([["a"]], [["a"]])  # rather now than after the training
+    except (ImportError, ValueError) as error:
+        raise RunError(str(error)) from error
+    if values["data"] == "synthetic":
+        clips, test_clips, asked, wanted, notes = _synthetic(values, system)
+    else:
+        if not values["sentences"]:
+            raise RunError("--sentences is needed: the folder or file of the lists that say what is signed")
+        lists = [read_sentences(values["sentences"], values[key]) for key in ("train_list", "test_list")]
+        asked, wanted = (found.sentences for found in lists)
+        notes = [note for found in lists for note in found.notes]
+        if both := sorted(asked.keys() & wanted.keys()):
+            raise RunError(f"{len(both)} sentences are in the lists of training and of the test: {some(both)}")
+        clips, found = open_clips(values, system)
+        test_clips = clips if found is None else found
+    try:
+        vocabulary = GlossVocabulary.of(asked.values())
+    except ValueError as error:
+        raise RunError(f"the training list has no glosses ({error})") from error
+    train, test = GlossedDataset(clips, asked, vocabulary), GlossedDataset(test_clips, wanted, vocabulary)
+    for data, what in ((train, "training"), (test, "test")):
+        if not any(data.references):
+            raise RunError(f"no {what} clip has a gloss")
+        notes += [f"{what}: {note}" for note in data.notes]
+    if unlabelled := sum(not len(tokens) for tokens in train.tokens):
+        train = train.subset(i for i, tokens in enumerate(train.tokens) if len(tokens))
+        notes.append(f"training: {unlabelled} clips without glosses are left out")
+    if short := too_short(train, getattr(system.config, "max_frames", None)):
+        hint = "--preprocess.max_frames keeps more frames of long clips"
+        notes.append(
+            f"training: {len(short)} clips are too short for their glosses and teach nothing: {some(short)}; {hint}"
+        )
+    notes.append(f"{len(vocabulary)} glosses in the vocabulary")
+    return Data(train, test, {"glosses": vocabulary.glosses}, notes)
+
+
+def too_short(data: GlossedDataset, most: int | None) -> list[str]:
+    """Names of clips that have fewer steps than CTC needs for their glosses; encoders thin longer clips to ``most``."""
+    found = []
+    for name, length, tokens in zip(data.names, data.lengths, data.tokens, strict=True):
+        seen = min(length, most or length)
+        count = tokens.new_tensor([len(tokens)])
+        found += [name] if -(-seen // FRAMES_A_STEP) < int(steps_needed(tokens[None], count)) else []
+    return found
+
+
+def _synthetic(
+    values: Mapping[str, Any], system: Any
+) -> tuple[ClipDataset, ClipDataset, dict[str, Sentence], dict[str, Sentence], list[str]]:
+    """Made-up sentences, every fourth held out."""
+    try:
+        options = PreprocessOptions(**values["preprocess"])
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
+    if options.layout != system.keypoints:
+        raise RunError(
+            f"the encoder takes clips of {system.keypoints} keypoints; use --preprocess.layout {system.keypoints}"
+        )
+    data = SyntheticSentences(options=options)
+    held = np.arange(len(data)) % _HELD_OUT == _HELD_OUT - 1
+    train, test = (data.subset(np.flatnonzero(chosen).tolist()) for chosen in (~held, held))
+    asked, wanted = ({name: data.sentences[name] for name in part.names} for part in (train, test))
+    return train, test, asked, wanted, [f"made-up sentences, every {_HELD_OUT}th held out for the test"]
+
+
+def recognised(model: ContinuousRecognizer, data: GlossedDataset, beam: int) -> list[list[str]]:
+    """The glosses of all clips in order; ``beam`` 0 is greedy."""
+    device, size = next(model.parameters()).device, model.config.batch_size
+    order = [list(range(i, min(i + size, len(data)))) for i in range(0, len(data), size)]
+    return [glosses for batch in load_batches(data, order) for glosses in model.decode(batch.to(device), beam)]
+
+
+def _test(model: ContinuousRecognizer, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
+    test: Any = data.test
+    beam = model.config.beam
+    found = {"beam": recognised(model, test, beam), "greedy": recognised(model, test, 0)}
+    errors = {name: word_errors(test.references, glosses) for name, glosses in found.items()}
+    if folder is not None:
+        _write(folder, test, found["beam"])
+    values = {name: {"wer": each.rate, **asdict(each)} for name, each in errors.items()}
+    names = {"beam": f"prefix beam search, {beam}", "greedy": "greedy"}
+    cells = [["", "WER", "sub", "del", "ins"], *([names[name], *_per_cent(each)] for name, each in errors.items())]
+    text = aligned(cells, text_columns=1)
+    if empty := errors["beam"].empty:
+        text += f"\n{empty} of {len(test)} references have no glosses; what is recognised there is inserted"
+    return {"metrics": values, "glosses": len(model.vocabulary)}, text
+
+
+def _per_cent(errors: WordErrors) -> list[str]:
+    kinds: Sequence[float] = (errors.substitutions, errors.deletions, errors.insertions)
+    return [f"{100 * errors.rate:.1f}", *(f"{100 * kind / errors.words:.1f}" for kind in kinds)]
+
+
+def _write(folder: RunFolder, test: GlossedDataset, found: Sequence[Sequence[str]]) -> None:
+    """A line of JSON for every clip: its name, the glosses of the list and those that are recognised."""
+    with replacing(folder.path / SENTENCES) as path:
+        rows = zip(test.names, test.references, found, strict=True)
+        lines = [{"name": name, "reference": list(asked), "recognised": list(said)} for name, asked, said in rows]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8")
+
+
+TASK = Task(
+    ContinuousRecognizer,
+    "Recognise the glosses of signed sentences. Fine-tunes the encoder of a run of masa or slp with a temporal\n"
+    "convolution, a BiLSTM and CTC; tests by a prefix beam search and greedily, by the word error rate.",
+    [
+        "cslr --encoder runs/first --data poses/ --sentences phoenix2014/annotations/manual --run runs/sentences",
+        "cslr --encoder runs/first --data store/ --sentences sentence_label --test_list test",
+        "cslr --encoder slp:small --data synthetic --preset small --task.epochs 20",
+    ],
+    ("slp", "small"),
+    _add_options,
+    open_data,
+    _test,
+)
