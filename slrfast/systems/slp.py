@@ -193,19 +193,24 @@ class SLP(Pretrained):
 
     def _contrast(self, features: Tensor, packing: Packing, batch: PoseBatch) -> Tensor:
         """Eq. 5 over the clips of the batch that have a text."""
+        sign, text = self._pairs(features, packing, batch)
+        scale = self.log_scale.exp()
+        if self.config.gather and num_processes() > 1:
+            return gathered_contrast(self.similarity, sign, text, scale)
+        if len(sign.rows) == 0:
+            return sign.rows.sum() + text.rows.sum() + 0 * scale  # sums of nothing
+        logits = scale * self.similarity(sign, text)
+        target = torch.arange(len(sign.rows), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target)) / 2
+
+    def _pairs(self, features: Tensor, packing: Packing, batch: PoseBatch) -> tuple[Sequences, Sequences]:
+        """P_s and P_w of the clips that have a text."""
         paired, words, words_packing = self._words(batch)
         sign = self._project_sign(features, packing)
         text = self._project_text(words, words_packing)
         if len(paired) < batch.size:
             sign = Sequences(*(x.index_select(0, paired) for x in sign))
-        scale = self.log_scale.exp()
-        if self.config.gather and num_processes() > 1:
-            return gathered_contrast(self.similarity, sign, text, scale)
-        if len(paired) == 0:
-            return sign.rows.sum() + text.rows.sum() + 0 * scale  # sums of nothing
-        logits = scale * self.similarity(sign, text)
-        target = torch.arange(len(paired), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target)) / 2
+        return sign, text
 
     @torch.no_grad()
     def update_after_step(self) -> None:
@@ -227,6 +232,18 @@ class SLP(Pretrained):
         return ops.sign_text_similarity(
             sign.rows, text.rows, sign.present, text.present, row_temperature=self.config.row_temperature
         )
+
+    def pairs(self, batch: PoseBatch, generator: torch.Generator | None = None) -> tuple[Sequences, Sequences]:
+        """P_s and P_w of the clips that have a text, for :meth:`similarity`: with gradient, and nothing is masked.
+
+        Args:
+            batch, generator: as for :meth:`training_step`.
+        Raises:
+            TypeError, ValueError: as for :meth:`training_step`.
+        """
+        self._require_contrast()
+        frames = self._frames(batch, generator)
+        return self._pairs(self._features(frames), frames.packing, batch)
 
     def _project_sign(self, features: Tensor, packing: Packing) -> Sequences:
         """Eq. 4: averaged over windows, projected and scaled to length one; the map is linear, so averages go first."""

@@ -12,7 +12,14 @@ from slrfast.data import ClipDataset, PreprocessOptions, looks_packed
 from slrfast.data.motion_masks import MotionMasks
 from slrfast.data.render import RenderedDataset
 from slrfast.data.rgb import RGBDataset, clip_frames
-from slrfast.data.text import CaptionedDataset, TextEncoder, gloss_captions, read_captions, tiny_text_encoder
+from slrfast.data.text import (
+    Caption,
+    CaptionedDataset,
+    TextEncoder,
+    gloss_captions,
+    read_captions,
+    tiny_text_encoder,
+)
 from slrfast.errors import SlrfastError
 from slrfast.nn import Flow, IdentityFlow, MotionPreservingMask
 from slrfast.train.config import RunError, keypoints_of
@@ -123,34 +130,46 @@ def _flow(flow: str) -> tuple[Any, float, bool]:
 
 
 def _with_texts(dataset: ClipDataset, values: Mapping[str, Any], system: Any) -> ClipDataset:
-    source, encoder, language = (values.get(key) for key in ("captions", "text_encoder", "language"))
+    source, encoder = values.get("captions"), values.get("text_encoder")
     if not source or not encoder:
         missing = "--captions" if not source else "--text_encoder"
         raise RunError(f"{missing} is needed; or reconstruct poses alone: --system.tasks [reconstruction]")
-    captions = (
-        gloss_captions(dataset, language=language or "en_XX")
-        if source == "glosses"
-        else read_captions(source, language=language)
-    )
+    captions = captions_of(dataset, values)
     if not any(caption.text.strip() for caption in captions.values()):
         raise RunError(
             f"--captions {source}: every text is empty; or reconstruct poses alone: --system.tasks [reconstruction]"
         )
+    system.text = open_text_encoder(encoder, system.config.text_dim, captions)
+    return captioned(dataset, captions, system.text)
+
+
+def captions_of(dataset: ClipDataset, values: Mapping[str, Any]) -> dict[str, Caption]:
+    """The captions that --captions and --language name, of these clips where they are glosses."""
+    source, language = values["captions"], values.get("language")
+    if source == "glosses":
+        return gloss_captions(dataset, language=language or "en_XX")
+    return read_captions(source, language=language)
+
+
+def open_text_encoder(encoder: str, width: int, captions: Mapping[str, Caption]) -> TextEncoder:
+    """The text encoder that --text_encoder names, with features of this width; a tiny one is made of the captions."""
     if encoder == "tiny":
         sentences = sorted({caption.text for caption in captions.values()})
         mark = hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]
-        width = system.config.text_dim
-        system.text = tiny_text_encoder(cache_folder("tiny", f"{mark}-{width}"), sentences, dim=width)
-    else:
-        found, width = TextEncoder(encoder), system.config.text_dim
-        if found.dim != width:
-            raise RunError(
-                f"--text_encoder {encoder}: its features have {found.dim} numbers, not {width}; "
-                f"use --system.text_dim {found.dim}"
-            )
-        found.keep_in(cache_folder("texts", found.fingerprint))
-        system.text = found
-    told = CaptionedDataset(dataset, captions, system.text)
+        return tiny_text_encoder(cache_folder("tiny", f"{mark}-{width}"), sentences, dim=width)
+    found = TextEncoder(encoder)
+    if found.dim != width:
+        raise RunError(
+            f"--text_encoder {encoder}: its features have {found.dim} numbers, not {width}; "
+            f"use --system.text_dim {found.dim}"
+        )
+    found.keep_in(cache_folder("texts", found.fingerprint))
+    return found
+
+
+def captioned(dataset: ClipDataset, captions: Mapping[str, Caption], encoder: TextEncoder) -> CaptionedDataset:
+    """The clips with their tokens, marked with what made them."""
+    told = CaptionedDataset(dataset, captions, encoder)
     tokens = hashlib.sha256(repr([text.tolist() for text in told.tokens]).encode()).hexdigest()[:16]
-    told.made_of = {"text encoder": system.text.fingerprint[:16], "texts": tokens}
+    told.made_of = {"text encoder": encoder.fingerprint[:16], "texts": tokens}
     return told
