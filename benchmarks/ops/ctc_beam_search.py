@@ -40,7 +40,7 @@ def frames(clips: int, length: int, classes: int, spread: float, device: str) ->
 
 def ours(log_probs: Tensor, lengths: Tensor) -> Sequence[Tensor]:
     tokens, _, scores = ops.ctc_beam_search(log_probs, lengths, beam=BEAM)
-    return [tokens, scores]
+    return [tokens.cpu(), scores.cpu()]
 
 
 def python(log_probs: Tensor, lengths: Tensor, whole: bool) -> Sequence[Tensor]:
