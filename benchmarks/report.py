@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import roofline
+from benchmarks.accuracy import table as accuracy
 from benchmarks.harness import OURS, RESULTS, is_ours
 from benchmarks.plots import draw_curves, draw_gains, draw_roofline
 
 README = RESULTS.parents[1] / "README.md"
 DOCS = README.parent / "docs"
-CURVES, GAINS, ROOFLINE = (DOCS / f"{name}.png" for name in ("loss_curves", "gains", "roofline"))
+CURVES, GAINS, ROOFLINE, ACCURACY = (DOCS / f"{name}.png" for name in ("loss_curves", "gains", "roofline", "accuracy"))
 
 
 def newest(results: Path, kind: str = "op") -> dict[str, list[dict]]:
@@ -285,6 +286,12 @@ def insert(text: str, tables: str, name: str = "results") -> str:
     return f"{head}{begin}\n{tables}\n{end}{tail}"
 
 
+def render_accuracy(machines: Mapping[str, Sequence[Mapping]]) -> str:
+    """The accuracy runs of every machine and size."""
+    found = [accuracy.render(run) for runs in machines.values() for run in runs]
+    return "\n\n".join(found) if found else "No results have been recorded yet."
+
+
 def pages() -> dict[Path, dict[str, str]]:
     """Page -> marker -> what belongs between the markers of that name."""
     results, curves = newest(RESULTS), newest(RESULTS, "curves")
@@ -296,6 +303,7 @@ def pages() -> dict[Path, dict[str, str]]:
         },
         DOCS / "results.md": {"results": render(results) + render_curves(curves)},
         DOCS / "roofline.md": {"roofline": roofline.render(positions(results))},
+        DOCS / "accuracy.md": {"accuracy": render_accuracy(newest(RESULTS, "accuracy"))},
         DOCS / "unproven.md": {"unproven": render_unproven((RESULTS / "README.md").read_text())},
     }
 
@@ -308,6 +316,8 @@ def draw() -> None:
         draw_roofline(positions(results), ROOFLINE)
     for runs in newest(RESULTS, "curves").values():
         draw_curves(runs[0], CURVES)
+    for runs in newest(RESULTS, "accuracy").values():
+        accuracy.draw(runs[-1], ACCURACY)
 
 
 def main() -> int:

@@ -291,6 +291,8 @@ class STC(Pretrained):
         """SGD with momentum over the query encoders, as in the paper; the weight decay is the authors' code's."""
         config = self.config
         parameters = [p for encoder in self.query.values() for p in encoder.parameters()]
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
         return torch.optim.SGD(
             parameters, config.learning_rate, config.sgd_momentum, weight_decay=config.weight_decay, fused=True
         )

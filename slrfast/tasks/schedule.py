@@ -23,4 +23,4 @@ def factor(
         return epoch / warmup
     if schedule == "cosine":
         return (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(epochs - warmup, 1e-9)))) / 2
-    return math.prod(0.1 for milestone in milestones if epoch >= milestone)
+    return math.prod((0.1 for milestone in milestones if epoch >= milestone), start=1.0)

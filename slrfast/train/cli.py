@@ -35,6 +35,7 @@ from slrfast.train.pictures import draw_embedding, draw_training, spread
 from slrfast.train.report import STOPPED, network_size, one_line, report_skipped, report_stop, speaker
 from slrfast.train.runs import write_json
 from slrfast.train.scoring import encode_dataset
+from slrfast.train.search import search_command
 from slrfast.train.view import view
 
 USAGE = """usage: slrfast COMMAND [options]
@@ -43,7 +44,8 @@ commands:
   demo             pre-train a small STC and evaluate it on held-out sign languages, in minutes
   pretrain SYSTEM  pre-train a system on pose files
   evaluate         kNN and linear probe of a pre-trained run on held-out signers or languages
-  finetune TASK    train a pre-trained encoder for recognition, and test it
+  finetune TASK    train a pre-trained encoder for a task, and test it: islr, cslr, slt, retrieval
+  search           find clips by a text, or texts by a pose file
   extract VIDEO... poses of videos, by rtmlib, MMPose or MediaPipe
   fit-flow VIDEO...
                    the flow that CCL-SLR's motion masks are made with
@@ -82,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fit-flow": fit_flow_command,
         "info": info.main,
         "pack": pack_command,
+        "search": search_command,
         "view": view,
     }
     command, *rest = arguments

@@ -90,9 +90,9 @@ class Task:
 
 def tasks() -> dict[str, Task]:
     """All tasks by name."""
-    from slrfast.train import finetune_islr
+    from slrfast.train import finetune_cslr, finetune_islr, finetune_retrieval
 
-    return {module.TASK.name: module.TASK for module in (finetune_islr,)}
+    return {module.TASK.name: module.TASK for module in (finetune_islr, finetune_cslr, finetune_retrieval)}
 
 
 def finetune_command(argv: Sequence[str]) -> int:

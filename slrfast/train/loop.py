@@ -116,9 +116,7 @@ def pretrain(
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
     if clips < batch_size:
-        raise RunError(
-            f"the dataset has {clips} usable clips, fewer than one batch of {batch_size}; lower system.batch_size"
-        )
+        raise RunError(f"the dataset has {clips} usable clips, fewer than one batch of {batch_size}; lower batch_size")
     if config.knn_every:
         Labelled.of(dataset)  # unlabelled clips are refused now, not after an epoch
     per_epoch = clips // batch_size

@@ -436,3 +436,12 @@ def test_resuming_is_bitwise_equal(dtype):
             assert torch.equal(banks.sum, again.banks[s].sum) and banks.sum.dtype == getattr(torch, dtype)
     for (name, a), b in zip(system.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_either_optimizer_trains_the_query_encoders_alone():
+    for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
+        system = STC(STCConfig.small(frames=4, bank_size=8, neighbors=4, optimizer=name))
+        optimizer = system.optimizer()
+        assert type(optimizer) is kind
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert trained == {id(p) for encoder in system.query.values() for p in encoder.parameters()}

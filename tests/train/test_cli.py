@@ -170,7 +170,7 @@ class TestWrongInput:
             (
                 "dance",
                 "'dance' is no command; there are demo, pretrain, evaluate, extract, finetune, "
-                "fit-flow, info, pack, view",
+                "fit-flow, info, pack, search, view",
             ),
             ("pretrain stcc", "'stcc' is no system; there are ccl, masa, slp, stc, tiny"),
             ("pretrain tiny", "the following arguments are required: data"),

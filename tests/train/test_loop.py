@@ -129,7 +129,7 @@ class TestRun:
         assert folder.checkpoint.is_file()
 
     def test_fewer_clips_than_a_batch(self, tiny, signs, folder):
-        with pytest.raises(RunError, match="36 usable clips, fewer than one batch of 64; lower system.batch_size"):
+        with pytest.raises(RunError, match="36 usable clips, fewer than one batch of 64; lower batch_size"):
             pretrain(tiny(batch_size=64), signs, TrainConfig(), folder, progress=False)
 
     def test_knn_of_unlabelled_clips_is_refused_before_training(self, tiny, signs, folder):
