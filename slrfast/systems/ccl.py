@@ -288,12 +288,15 @@ class CCL(Pretrained):
             views.append(View(poses.xy[i], poses.confidence[i], poses.visible[i], rgb))
         return views
 
-    @torch.no_grad()
-    def encode(self, batch: PoseBatch) -> Tensor:
-        """Features of whole clips for downstream use: g of the RGB branch (2048), then of the pose branch (1024).
+    @property
+    def widths(self) -> dict[str, int]:
+        return {m: self.config.features[m] for m in self.config.modalities}
 
-        Each is scaled to length one, so that both count alike. Of clips without pictures g of the pose branch alone.
-        Whole clips are resampled to ``frames``, without augmentation, in evaluation mode; float32, without gradient.
+    def features(self, batch: PoseBatch) -> dict[str, Tensor]:
+        """g of either branch, scaled to length one, so that both count alike: "rgb" (2048), then "pose" (1024).
+
+        Of clips without pictures "pose" alone. Whole clips are resampled to ``frames``, without augmentation. In the
+        mode that the modules are in, with gradient.
 
         Raises:
             TypeError, ValueError: as for :meth:`training_step`, but pictures are needed only by a system without a
@@ -307,9 +310,7 @@ class CCL(Pretrained):
         start = torch.zeros_like(batch.lengths)
         whole = replace(batch, rgb_mask=None)
         (view,) = self._views(whole, start[None], batch.lengths[None], unchanged, as_they_are)
-        with self.evaluating():
-            found = [F.normalize(self.query[m](view).float(), dim=-1) for m in modalities]
-        return torch.cat(found, -1)
+        return {m: F.normalize(self.query[m](view), dim=-1) for m in modalities}
 
     def _check(self, batch: PoseBatch, *, pictures: bool, masks: bool = True) -> None:
         self.require(batch)

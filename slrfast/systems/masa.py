@@ -196,18 +196,36 @@ class MASA(Pretrained):
         """Move the key encoder towards the query encoder: call once after every optimizer step."""
         self.key.update(self.autoencoder.encoder)
 
-    @torch.no_grad()
-    def encode(self, batch: PoseBatch) -> Tensor:
-        """Features of whole clips for downstream use: the encoder's average, [B, 3 dim] (legacy: pooled, [B, dim]).
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"pose": self.config.dim if self.config.masking == "part" else self.frame_dim}
 
-        Nothing is masked; in evaluation mode, float32, without gradient.
+    def features(self, batch: PoseBatch) -> dict[str, Tensor]:
+        """The encoder's average over all frames, [B, 3 dim] (legacy: pooled, [B, dim]); nothing is masked.
+
+        In the mode that the modules are in, with gradient.
 
         Raises:
             TypeError, ValueError: as for :meth:`training_step`.
         """
+        return {"pose": self.autoencoder.encoder.features(self._padded(batch))}
+
+    @property
+    def frame_dim(self) -> int:
+        """Width of :meth:`frame_features`."""
+        return 3 * self.config.dim
+
+    def frame_features(self, batch: PoseBatch) -> tuple[Tensor, Packing]:
+        """F_enc of every frame, [S, 3 dim], and which clip each belongs to; otherwise as :meth:`features`.
+
+        Raises:
+            ValueError: also in legacy mode, whose encoder has no frames of their own.
+        """
+        mode = self.config.masking
+        checks.require(mode == "frame", "MASA", "config.masking", "be 'frame' for features of frames", mode)
         clips = self._padded(batch)
-        with self.evaluating():
-            return self.autoencoder.encoder.features(clips).float()
+        x, number, packing = clips.visible(torch.zeros_like(clips.packing.present))
+        return self.autoencoder.encoder(x, number, packing), packing
 
     @torch.no_grad()
     def views(self, batch: PoseBatch, generator: torch.Generator | None = None) -> tuple[View, View]:

@@ -6,22 +6,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from slrfast import checks
 from slrfast.data import PoseBatch
 from slrfast.nn import Saved
 
 
 class Pretrained(Saved):
-    """A system that pre-trains.
+    """A system that pre-trains, and afterwards is the encoder of a task.
 
     Attributes:
         keypoints: of the clips that it takes.
+        parts: what :meth:`features` can be made of alone, if anything.
         epoch: the (fractional) epoch that training has come to, which the training loop keeps up; weights of losses
             that change during training follow it.
     """
 
     keypoints: ClassVar[int] = 49
+    parts: ClassVar[tuple[str, ...]] = ()
     epoch: float = 0.0
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The streams of :meth:`features` and the size of each."""
+        raise NotImplementedError
+
+    def features(self, batch: PoseBatch) -> dict[str, Tensor]:
+        """What tasks build on: a vector of every clip for every stream, [B, width].
+
+        Nothing is drawn but dropout. In the mode that the modules are in, with gradient.
+
+        Raises:
+            TypeError, ValueError: as for ``training_step``.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, batch: PoseBatch) -> Tensor:
+        """:meth:`features` of whole clips, of all streams, [B, D]: in evaluation mode, float32, without gradient.
+
+        Raises:
+            TypeError, ValueError: as for ``training_step``.
+        """
+        with self.evaluating():
+            return torch.cat(list(self.features(batch).values()), -1).float()
 
     def require(self, batch: PoseBatch) -> None:
         """TypeError or ValueError unless the batch has the system's device, keypoints and dtype."""

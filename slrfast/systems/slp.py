@@ -126,7 +126,7 @@ class SLP(Pretrained):
         slices = [parts[part] for branch in config.branches for part in PARTS[branch]]
         joints = np.sort(np.r_[tuple(slices)])
         self.register_buffer("joints", torch.from_numpy(joints), persistent=False)
-        width = len(config.branches) * config.branch_dim
+        width = self.frame_dim
         self.encoder = SLPEncoder(config)
         if "reconstruction" in config.tasks:
             self.decoder = nn.Sequential(
@@ -264,24 +264,37 @@ class SLP(Pretrained):
 
     # ---- downstream use ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def encode(self, batch: PoseBatch) -> Tensor:
-        """Features of whole clips for downstream use: the average of F over the frames, [B, branches * branch_dim].
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"pose": self.frame_dim}
 
-        Nothing is masked, texts are not read; in evaluation mode, float32, without gradient.
+    def features(self, batch: PoseBatch) -> dict[str, Tensor]:
+        """The average of F over the frames, [B, branches * branch_dim]; nothing is masked, texts are not read.
+
+        In the mode that the modules are in, with gradient.
 
         Raises:
             TypeError, ValueError: as for :meth:`training_step`.
         """
-        features, packing = self.encode_frames(batch)
-        return packing.mean(features)
+        features, packing = self.frame_features(batch)
+        return {"pose": packing.mean(features)}
+
+    @property
+    def frame_dim(self) -> int:
+        """Width of :meth:`frame_features`."""
+        return len(self.config.branches) * self.config.branch_dim
+
+    def frame_features(self, batch: PoseBatch) -> tuple[Tensor, Packing]:
+        """F of every frame in use, [S, branches * branch_dim], and their packing; otherwise as :meth:`features`."""
+        frames = self._frames(batch, middle=True)
+        return self._features(frames), frames.packing
 
     @torch.no_grad()
     def encode_frames(self, batch: PoseBatch) -> tuple[Tensor, Packing]:
-        """F of every frame in use, [S, branches * branch_dim], and their packing; otherwise as :meth:`encode`."""
-        frames = self._frames(batch, middle=True)
+        """:meth:`frame_features` in evaluation mode, float32, without gradient."""
         with self.evaluating():
-            return self._features(frames).float(), frames.packing
+            features, packing = self.frame_features(batch)
+            return features.float(), packing
 
     @torch.no_grad()
     def encode_signs(self, batch: PoseBatch) -> Sequences:

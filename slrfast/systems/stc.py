@@ -120,6 +120,7 @@ class STC(Pretrained):
     """
 
     Config: ClassVar[type[STCConfig]] = STCConfig
+    parts = ("hand", "trunk")
     # nn.ModuleDicts, typed by what they hold
     query: Mapping[str, STCEncoder]
     key: Mapping[str, KeyEncoder]
@@ -265,12 +266,15 @@ class STC(Pretrained):
             motion = ops.motion(xy, direction=direction)
         return View(xy, motion, confidence, visible[..., :2])
 
-    @torch.no_grad()
-    def encode(self, batch: PoseBatch) -> Tensor:
-        """Features of whole clips for downstream use, [B, dim] per stream, concatenated: hand vector + trunk vector.
+    @property
+    def widths(self) -> dict[str, int]:
+        return dict.fromkeys(self.config.streams, self.config.dim)
 
-        The middle 95 % of every clip is resampled to ``frames``, without augmentation, in evaluation mode; float32,
-        without gradient.
+    def features(self, batch: PoseBatch, parts: tuple[str, ...] = ("hand", "trunk")) -> dict[str, Tensor]:
+        """The hand vector plus the trunk vector (or one of them) of every clip in every stream, [B, dim] each.
+
+        The middle 95 % of every clip is resampled to ``frames``, without augmentation. In the mode that the modules
+        are in, with gradient.
 
         Raises:
             TypeError, ValueError: as for :meth:`training_step`.
@@ -280,9 +284,8 @@ class STC(Pretrained):
         skip = (lengths * 0.025).long()
         unchanged = AugmentPlan.none().draw(batch.size, device=batch.xy.device)
         view = self._view(batch, skip, lengths - 2 * skip, unchanged)
-        with self.evaluating():
-            parts = [self.query[s](_input(s, view), view.visible) for s in self.config.streams]
-        return torch.cat([hand + trunk for hand, trunk, _ in parts], -1).float()
+        vectors = {s: self.query[s](_input(s, view), view.visible)._asdict() for s in self.config.streams}
+        return {s: torch.stack([both[part] for part in parts]).sum(0) for s, both in vectors.items()}
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD with momentum over the query encoders, as in the paper; the weight decay is the authors' code's."""

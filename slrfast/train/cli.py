@@ -25,6 +25,7 @@ from slrfast.train.config import build_system, keypoints_of, open_dataset
 from slrfast.train.demo import demo
 from slrfast.train.evaluate import evaluate_run
 from slrfast.train.extract import extract
+from slrfast.train.finetune import finetune_command
 from slrfast.train.fit_flow import fit_flow_command
 from slrfast.train.inputs import EXAMPLES, add_options, with_inputs
 from slrfast.train.loop import TrainingDiverged, pretrain
@@ -42,6 +43,7 @@ commands:
   demo             pre-train a small STC and evaluate it on held-out sign languages, in minutes
   pretrain SYSTEM  pre-train a system on pose files
   evaluate         kNN and linear probe of a pre-trained run on held-out signers or languages
+  finetune TASK    train a pre-trained encoder for recognition, and test it
   extract VIDEO... poses of videos, by rtmlib, MMPose or MediaPipe
   fit-flow VIDEO...
                    the flow that CCL-SLR's motion masks are made with
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pretrain": pretrain_command,
         "evaluate": evaluate_command,
         "extract": extract,
+        "finetune": finetune_command,
         "fit-flow": fit_flow_command,
         "info": info.main,
         "pack": pack_command,
@@ -154,7 +157,7 @@ def _pretrain(options: TrainingOptions) -> int:
     values = options.values
     name, preprocess = values["name"], values["preprocess"].as_dict()
     poses = open_dataset(values["data"], values["split"], preprocess, keypoints_of(name))
-    system = build_system(name, options.system, options.train.seed)
+    system = build_system(name, options.config, options.train.seed)
     dataset = with_inputs(name, poses, {**values, "preprocess": preprocess}, system, say=say)
 
     def start() -> None:

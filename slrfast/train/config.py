@@ -84,10 +84,13 @@ def system_config(name: str, values: Mapping[str, Any] | str) -> Any:
         if values not in presets(name):
             raise RunError(f"--preset must be one of {', '.join(presets(name))}, got {values!r}")
         return getattr(config_class, values)()
+    return config_of(config_class, values)
+
+
+def config_of(config_class: Any, values: Mapping[str, Any]) -> Any:
+    """A frozen config from all its values as YAML has them; RunError when one is refused."""
     try:
-        return config_class(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        )  # YAML's lists
+        return config_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
 

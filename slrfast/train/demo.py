@@ -59,12 +59,12 @@ def demo(argv: Sequence[str]) -> int:
         if not going_on and folder is not options.run:
             folder.create(overwrite=True)
         held_groups = {clips.groups[i] for i in held}
-        system = build_system(name, options.system, options.train.seed).to(choose_device(options.train.device))
+        system = build_system(name, options.config, options.train.seed).to(choose_device(options.train.device))
         dataset = with_inputs(name, poses, values | INPUTS.get(name, {}), system)
         seen = dataset.subset(i for i, group in enumerate(dataset.groups) if group not in held_groups)
         say(f"held out entirely: {', '.join(sorted(held_groups))}")
         labels = "with their glosses as texts" if name == "slp" else "without labels"
-        say(f"pre-training {network_size(system)} on {len(seen)} clips {labels}, {options.system.epochs} epochs")
+        say(f"pre-training {network_size(system)} on {len(seen)} clips {labels}, {options.config.epochs} epochs")
         untrained = encode_dataset(system, dataset, clips.index, progress="untrained")
         limit = None
         if values["epochs"] is None:
@@ -138,18 +138,18 @@ def _fit_to_time(options: TrainingOptions, dataset: ClipDataset, rounds: int, be
     """The same options with as many epochs as were asked for, or as the time allows on this machine."""
     epochs = options.values["epochs"]
     if epochs is None:
-        per_epoch = len(dataset) * (1 - 1 / options.values["folds"]) / options.system.batch_size
+        per_epoch = len(dataset) * (1 - 1 / options.values["folds"]) / options.config.batch_size
         step = _seconds_per_step(options, dataset)
         left = 0.85 * 60 * options.values["minutes"] - (time.perf_counter() - began)
         fitting = int((left / rounds - EVALUATION_SECONDS) / (per_epoch * step))
-        epochs = max(1, min(options.system.epochs, fitting))
-        if epochs < options.system.epochs:
+        epochs = max(1, min(options.config.epochs, fitting))
+        if epochs < options.config.epochs:
             speaker(options.json)(
                 f"a step takes {step:.2f} s here, so {options.values['minutes']:g} minutes allow {epochs} of "
-                f"{options.system.epochs} epochs (--minutes, --epochs)"
+                f"{options.config.epochs} epochs (--minutes, --epochs)"
             )
-    system = shortened(options.system, epochs)
-    return dataclasses.replace(options, system=system, values={**options.values, "system": system})
+    system = shortened(options.config, epochs)
+    return dataclasses.replace(options, config=system, values={**options.values, "system": system})
 
 
 def shortened(config: Any, epochs: int) -> Any:
@@ -166,10 +166,10 @@ def _seconds_per_step(options: TrainingOptions, dataset: ClipDataset, steps: int
     """Measured on a scratch copy of the network, after one step that warms up."""
     device = choose_device(options.train.device)
     name = options.values["name"]
-    system = build_system(name, options.system, options.train.seed).to(device)
+    system = build_system(name, options.config, options.train.seed).to(device)
     dataset = with_inputs(name, dataset, options.values | INPUTS.get(name, {}), system)
     optimizer = system.optimizer()
-    size = options.system.batch_size
+    size = options.config.batch_size
     if len(dataset) < size:
         raise RunError(f"the demo has {len(dataset)} clips, fewer than one batch of {size}; lower --system.batch_size")
     start = 0.0

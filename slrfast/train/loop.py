@@ -1,4 +1,4 @@
-"""The pre-training loop, the same for every system."""
+"""The training loop, the same for every system and every task."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def pretrain(
     progress: bool = True,
     on_start: Callable[[], object] | None = None,
 ) -> PretrainResult:
-    """Pre-train a system; on the CPU a stopped and resumed run equals an uninterrupted one bit for bit.
+    """Train a system or a task; on the CPU a stopped and resumed run equals an uninterrupted one bit for bit.
 
     Each step: ``training_step``, backward, optimizer step, ``update_after_step``, at the learning rate and with the
     system's ``epoch`` of the exact fractional epoch. SIGINT and SIGTERM let the step finish and save. Batch size and
     number of epochs are the system's own.
 
     Args:
-        system: one of slrfast.systems, with its initial weights.
+        system: one of slrfast.systems or a tasks.Finetuned, with its initial weights.
         dataset: map-style dataset of data.Clip.
         config: seed, device and intervals.
         run: folder for metrics.jsonl, tensorboard, checkpoint.safetensors and, at the end, the saved model.
@@ -235,7 +235,7 @@ def _train_step(session: _Session, batch: PoseBatch, epoch: float, config: Train
     system.epoch = epoch
     rate = system.learning_rate(epoch)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate", 1.0)
     with torch.autocast(batch.xy.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         terms = system.training_step(batch, generator=session.views)
     optimizer.zero_grad(set_to_none=True)

@@ -7,14 +7,14 @@ import dataclasses
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
 
-from slrfast.train.config import RunError, TrainConfig, presets, read_yaml, system_config
+from slrfast.train.config import RunError, TrainConfig, config_of, presets, read_yaml, system_config
 from slrfast.train.runs import RunFolder
 
 TRAIN_HELP = {
@@ -28,6 +28,7 @@ TRAIN_HELP = {
     "knn_every": "epochs between two kNN accuracies on the labelled clips, 0 for none",
 }
 
+_PATHS = ("data", "test_data", "encoder", "videos", "flow", "captions", "text_encoder")
 # values of --data, --videos, --flow, --captions and --text_encoder that name no file
 _NO_PATHS = ("synthetic", "fingerspelling", "rendered", "identity", "glosses", "tiny")
 
@@ -69,7 +70,7 @@ class TrainingOptions:
     Attributes:
         command: its words, such as "pretrain stc".
         values: everything that config.yaml keeps.
-        system: the system's config.
+        config: of the system or the task.
         train: the training options.
         run: the run folder.
         resume, overwrite, json: as given.
@@ -77,7 +78,7 @@ class TrainingOptions:
 
     command: str
     values: dict[str, Any]
-    system: Any
+    config: Any
     train: TrainConfig
     run: RunFolder
     resume: bool
@@ -102,26 +103,40 @@ class TrainingOptions:
 
 
 def training_options(
-    parser: Parser, argv: Sequence[str], own: Sequence[str], *, command: str, name: str, preset: str, run_prefix: str
+    parser: Parser,
+    argv: Sequence[str],
+    own: Sequence[str],
+    *,
+    command: str,
+    name: str,
+    preset: str,
+    run_prefix: str,
+    section: str = "system",
+    known: Mapping[str, Any] | None = None,
 ) -> TrainingOptions:
     """Add the options of a training command to a parser that has the command's ``own``, and parse.
 
     Values come, later ones winning, from the preset, the YAML file (--config, or of the run to resume), the flags.
+
+    Args:
+        section: where the config of what is trained stands: "system", or "task".
+        known: its configs by the names of the presets; None are the presets of the system ``name``.
     """
     early = _early_options(argv)
     preset = early["preset"] or preset
+    known = {each: system_config(name, each) for each in presets(name)} if known is None else known
+    if preset not in known:
+        raise RunError(f"--preset must be one of {', '.join(known)}, got {preset!r}")
     parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file of these options")
     parser.add_argument("--name", type=Literal[name], default=name, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--preset", type=str, default=preset, help=f"{', '.join(presets(name))}: defaults of --system.*"
-    )
+    parser.add_argument("--preset", type=str, default=preset, help=f"{', '.join(known)}: defaults of --{section}.*")
     parser.add_argument("--run", type=str, help=f"run folder (default: {run_prefix}-<date>)")
     parser.add_argument("--resume", type=str, metavar="RUN", help="go on with the run in this folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in an existing --run folder")
     parser.add_json()
-    defaults = dataclasses.asdict(system_config(name, preset))
-    parser.add_class_arguments(type(system_config(name, preset)), "system", help=f"{name} (preset {preset})")
-    parser.set_defaults({f"system.{key}": value for key, value in defaults.items()})
+    parser.add_class_arguments(type(known[preset]), section, help=f"{name} (preset {preset})")
+    defaults = dataclasses.asdict(known[preset])
+    parser.set_defaults({f"{section}.{key}": value for key, value in defaults.items()})
     training = parser.add_argument_group("training")
     for field in dataclasses.fields(TrainConfig):
         kind = float | None if field.name == "clip_norm" else type(field.default)
@@ -131,25 +146,25 @@ def training_options(
     options = parser.read(argv)
     if options.resume and (options.run or options.overwrite):
         raise RunError("--resume goes on in its own folder; leave out --run and --overwrite")
-    for section in ("system", "train", *(key for key in own if key == "preprocess")):
-        if not isinstance(options[section], jsonargparse.Namespace):
-            raise RunError(f"{section!r} must hold a mapping of options, got {type(options[section]).__name__}")
+    for key in (section, "train", *(key for key in own if key == "preprocess")):
+        if not isinstance(options[key], jsonargparse.Namespace):
+            raise RunError(f"{key!r} must hold a mapping of options, got {type(options[key]).__name__}")
     try:
         train = TrainConfig(**options.train.as_dict())
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
-    system = system_config(name, options.system.as_dict())
+    config = config_of(type(known[preset]), options[section].as_dict())
     folder = options.resume or options.run or time.strftime(f"{run_prefix}-%Y%m%d-%H%M%S")
-    values = {"name": name, **{key: options[key] for key in own}, "preset": preset, "system": system, "train": train}
+    values = {"name": name, **{key: options[key] for key in own}, "preset": preset, section: config, "train": train}
     for flag, path in (("--run", folder), ("--data", values.get("data") or "")):
         if not _is_text(path):
             raise RunError(f"{flag} must be valid UTF-8 to be kept in config.yaml, got {path}; rename it")
-    for key in ("data", "videos", "flow", "captions", "text_encoder"):  # a run is resumed from any folder
+    for key in _PATHS:  # a run is resumed from any folder
         path = values.get(key)
         if path and path not in _NO_PATHS and Path(path).exists():
             values[key] = str(Path(path).resolve())
     return TrainingOptions(
-        command, values, system, train, RunFolder(folder), bool(options.resume), options.overwrite, options.json
+        command, values, config, train, RunFolder(folder), bool(options.resume), options.overwrite, options.json
     )
 
 
