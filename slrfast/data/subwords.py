@@ -175,6 +175,8 @@ class TranslationDataset(CaptionedDataset):
         DatasetError: no sentence belongs to any clip, or none of those that do has any words.
     """
 
+    WITHOUT = "have no sentence"
+
     def __init__(self, dataset: ClipDataset, captions: Mapping[str, Caption], vocabulary: Subwords) -> None:
         super().__init__(dataset, captions, vocabulary)
         matched = match(dataset.names, captions)
@@ -185,8 +187,10 @@ class TranslationDataset(CaptionedDataset):
         self.made_of = {**dataset.made_of, "vocabulary": vocabulary.fingerprint[:16], "sentences": texts}
 
     def with_sentences(self) -> Self:
-        """The clips that have one."""
-        return self.subset([i for i, sentence in enumerate(self.sentences) if sentence])
+        """The clips that have one, with all that was noted of the others."""
+        kept = self.subset([i for i, sentence in enumerate(self.sentences) if sentence])
+        kept.skipped, kept.notes = self.skipped, self.notes
+        return kept
 
     def _select(self, indices: Sequence[int]) -> None:
         super()._select(indices)

@@ -151,7 +151,8 @@ def test_tokens_and_sentences_by_name(signs, words):
     kept = data.with_sentences()
     assert len(kept) == 2 and kept.sentences == ["im norden", "die sonne"] and kept.names[1] == "sign01/002"
     assert kept.batch([1]).tokens[0].tolist() == data[5].tokens.tolist()
-    assert any("4 of 6 clips have no text" in note for note in data.notes)
+    assert kept.notes == data.notes
+    assert data.notes == ["4 of 6 clips have no sentence", "1 captions are empty: 'sign01/000'"]
 
 
 def test_a_run_goes_on_with_the_same_sentences_and_vocabulary_alone(signs, words):
