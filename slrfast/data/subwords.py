@@ -183,7 +183,7 @@ class TranslationDataset(CaptionedDataset):
         self.sentences = ["" if caption is None else vocabulary.clean(caption.text) for caption in matched]
         if not any(self.sentences):
             raise DatasetError("every sentence of these clips is empty")
-        texts = hashlib.sha256("\n".join(self.sentences).encode("utf-8", "replace")).hexdigest()[:16]
+        texts = hashlib.sha256("\n".join(self.sentences).encode()).hexdigest()[:16]
         self.made_of = {**dataset.made_of, "vocabulary": vocabulary.fingerprint[:16], "sentences": texts}
 
     def with_sentences(self) -> Self:
@@ -198,6 +198,7 @@ class TranslationDataset(CaptionedDataset):
 
 
 def _clean(sentence: str, lowercase: bool) -> str:
+    sentence = sentence.encode("utf-8", "replace").decode()  # JSON can hold half a character
     sentence = sentence.lower() if lowercase else sentence
     return " ".join(unicodedata.normalize("NFC", sentence).replace(_SPACE, " ").split())
 

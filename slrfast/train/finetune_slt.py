@@ -12,10 +12,10 @@ import torch
 
 from slrfast.data import ClipDataset
 from slrfast.data.continuous_lists import read_sentences
-from slrfast.data.subwords import Subwords, TranslationDataset
+from slrfast.data.subwords import UNK, Subwords, TranslationDataset
 from slrfast.data.text import Caption, gloss_captions, read_captions
 from slrfast.data.wrapped import match, some
-from slrfast.errors import SlrfastError
+from slrfast.errors import SlrfastError, one_line
 from slrfast.tasks.probe import group_folds
 from slrfast.tasks.translation import Translator
 from slrfast.tasks.translation_metrics import translation_metrics
@@ -77,6 +77,8 @@ def _with_sentences(values: Mapping[str, Any], train: ClipDataset, test: ClipDat
     elif test is None:
         train, test, held = _hold_out(train, values["folds"])
         notes.append(f"held out for the test: {held}")
+    if not captions:
+        raise RunError(f"--captions {source}: there is no sentence for any clip")
     # of captions that belong to no clip, for the sentence about that, which TranslationDataset has
     texts = [caption.text for caption in match(train.names, captions) if caption is not None]
     vocabulary = Subwords.train(
@@ -94,6 +96,11 @@ def _with_sentences(values: Mapping[str, Any], train: ClipDataset, test: ClipDat
     both = sorted(set(told[0].names) & set(told[1].names)) if test is train else []
     if both:
         raise RunError(f"{len(both)} clips have sentences to train on and to test on: {some(both)}")
+    tokens = torch.cat(told[0].tokens)
+    if unknown := int((tokens == UNK).sum()):
+        notes.append(
+            f"{unknown} of {len(tokens)} training tokens are <unk>: --vocabulary has no room for all characters"
+        )
     notes.append(f"{len(vocabulary)} subwords of {len(set(told[0].sentences))} different training sentences")
     return Data(told[0], told[1], {"vocabulary": vocabulary.to_json()}, notes)
 
@@ -147,7 +154,7 @@ def _test(model: Translator, data: Data, folder: RunFolder | None) -> tuple[dict
             hypotheses[i] = text
     metrics = translation_metrics(hypotheses, clips.sentences, tokenizer=tokenizer_for(clips.sentences))
     rows = [
-        {"name": name, "reference": reference, "hypothesis": hypothesis}
+        {"name": one_line(name), "reference": reference, "hypothesis": hypothesis}
         for name, reference, hypothesis in zip(clips.names, clips.sentences, hypotheses, strict=True)
     ]
     tested = {"metrics": metrics, "subwords": len(model.vocabulary), "empty_translations": hypotheses.count("")}

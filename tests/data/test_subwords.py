@@ -42,7 +42,8 @@ def test_a_frequent_word_becomes_one_token():
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
-@given(sentence=st.text(max_size=40))
+@given(sentence=st.text(st.characters(), max_size=40))
+@example(sentence="half \ud83d of a character")
 @example(sentence="a \u2581 b\u00a0c\u3000d")
 @example(sentence="e\u0301 \u0130")
 @example(sentence="<eos><pad> <bos>")

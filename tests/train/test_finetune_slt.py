@@ -16,6 +16,7 @@ from slrfast.tasks.translation import Translator
 from slrfast.train import finetune, finetune_islr, finetune_slt
 from slrfast.train.cli import main
 from slrfast.train.finetune import build_task, load_finetuned
+from slrfast.train.runs import RunFolder
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("tokenizers")
@@ -172,6 +173,19 @@ def test_chinese_is_scored_by_characters():
     assert finetune_slt.tokenizer_for(["regen", "sonne", "风"]) == "13a"
 
 
+def test_a_vocabulary_without_room_for_all_characters_is_pointed_out(signing, encoder, trained):
+    notes = opened(signing, encoder, trained, vocabulary=9).notes
+    assert any("training tokens are <unk>: --vocabulary has no room" in note for note in notes)
+    assert not any("<unk>" in note for note in opened(signing, encoder, trained).notes)
+
+
+def test_names_that_are_no_text_do_not_stop_the_report(signing, encoder, trained, tmp_path):
+    data = opened(signing, encoder, trained, folds=32)
+    data.test.dataset.clips[0].name = "caf\udce9"
+    finetune_slt.TASK.test(load_finetuned(trained), data, RunFolder(tmp_path))
+    assert "caf\\udce9" in json.loads((tmp_path / "translations.json").read_text())["translations"][0]["name"]
+
+
 # --- what it refuses ----------------------------------------------------------------------------------------------
 
 
@@ -220,6 +234,32 @@ def test_wrong_options(signing, encoder, tmp_path, capsys, system, changes, mess
 def test_wrong_captions(signing, encoder, tmp_path, capsys, rows, message):
     captions = write_captions(tmp_path / "captions.csv", rows(read_captions(signing)))
     assert message in refused(capsys, signing, encoder, tmp_path, "--captions", captions)
+
+
+def test_a_run_does_not_go_on_with_other_sentences(signing, trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    rows = read_captions(signing)
+    captions = write_captions(tmp_path / "captions.csv", [rows[0], (rows[1][0], "wind und wind ."), *rows[2:]])
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace(str(signing / "captions.csv"), str(captions)))
+    assert main(["finetune", "slt", "--resume", str(run)]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the run had" in told and "and cannot go on with" in told
+    (run / "config.yaml").write_text(settings)
+    assert main(["finetune", "slt", "--resume", str(run)]) == 0
+    assert (run / "translations.json").read_text() == (trained / "translations.json").read_text()
+
+
+def test_clips_without_labels_have_no_glosses(signing, encoder, tmp_path, capsys):
+    told = refused(capsys, signing, encoder, tmp_path, "--captions", "glosses", "--data", unlabelled(signing, tmp_path))
+    assert "--captions glosses: there is no sentence for any clip" in told
+
+
+def unlabelled(signing, folder):
+    for path in sorted((signing / "poses" / "signer0").iterdir())[:4]:
+        (folder / "flat").mkdir(exist_ok=True)
+        shutil.copy(path, folder / "flat" / path.name)
+    return folder / "flat"
 
 
 def test_the_same_clips_to_train_and_to_test_on(signing, encoder, tmp_path, capsys):
