@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test check bench report clean
+.PHONY: demo test check bench report docs clean
 
 demo: $(VENV)/.demo  ## pre-train STC on real fingerspelling and show what it learned
 	$(BIN)/slrfast demo
@@ -23,8 +23,11 @@ bench: $(VENV)/.dev  ## every benchmark against its baselines, into benchmarks/r
 	$(BIN)/pytest benchmarks --benchmark-only -q
 	! grep -qs avx2 /proc/cpuinfo || SLRFAST_CPU_ISA=avx2 $(BIN)/python -m benchmarks.systems.stc_loss
 
-report: $(VENV)/.dev  ## README's tables from benchmarks/results
+report: $(VENV)/.dev  ## tables and pictures of README and docs/ from benchmarks/results
 	$(BIN)/python -m benchmarks.report
+
+docs: $(VENV)/.dev  ## the site, into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/docs-trees docs build/docs
 
 clean:
 	rm -rf $(VENV) build slrfast/*.so

@@ -267,7 +267,7 @@ def commit() -> str:
             ".",
             ":!benchmarks/results",
             ":!README.md",
-            ":!docs/results.md",
+            ":!docs",
         ]
         changes = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -41,10 +41,10 @@ def _wlasl(folder: Path, count: int) -> list[Clip]:
     frames = [int(detected[a:b].sum()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
     usable = [i for i, n in enumerate(frames) if n > 3 and aspects[i]]
     chosen = [usable[i] for i in spread_out([frames[i] for i in usable], count)]
-    return [preprocess(_pose(xy[offsets[i] : offsets[i + 1]], float(aspects[i]))) for i in chosen]
+    return [preprocess(hands_pose(xy[offsets[i] : offsets[i + 1]], float(aspects[i]))) for i in chosen]
 
 
-def _pose(xy: np.ndarray, aspect: float) -> Pose:
+def hands_pose(xy: np.ndarray, aspect: float) -> Pose:
     """Two unordered hands [T, 2, 21, 2] as a Pose; a wrist of the trunk is where its hand begins, the rest missing."""
     size = round(HEIGHT * aspect), HEIGHT
     seen = (xy != UNDETECTED).all((2, 3))

@@ -1,27 +1,23 @@
-"""Render benchmarks/results/*/*.json as Markdown and draw docs/loss_curves.png.
+"""Render benchmarks/results as Markdown and pictures: README.md, docs/results.md, roofline.md and unproven.md.
 
-All tables go between the markers in docs/results.md; a summary of them and the demos between those in README.md.
-
-``python -m benchmarks.report``
+Tables go between a page's markers, and no number is in them that no JSON has. ``python -m benchmarks.report``
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-
+from benchmarks import roofline
 from benchmarks.harness import OURS, RESULTS, is_ours
-from slrfast.files import replacing
+from benchmarks.plots import draw_curves, draw_gains, draw_roofline
 
 README = RESULTS.parents[1] / "README.md"
-PAGE = README.parent / "docs" / "results.md"
-CURVES = PAGE.parent / "loss_curves.png"
+DOCS = README.parent / "docs"
+CURVES, GAINS, ROOFLINE = (DOCS / f"{name}.png" for name in ("loss_curves", "gains", "roofline"))
 
 
 def newest(results: Path, kind: str = "op") -> dict[str, list[dict]]:
@@ -53,13 +49,14 @@ def render_summary(machines: Mapping[str, Sequence[Mapping]]) -> str:
         lines += [
             f"On {machine}, {runs[-1]['threads']} threads, float32:",
             "",
-            "| benchmark | cases | least gain | most gain |",
-            "|---|--:|---|---|",
+            "| benchmark | cases | least gain | most gain | commit |",
+            "|---|--:|---|---|---|",
         ]
         for run in runs:
             gains = sorted((_gain(case), case["name"], _baseline(case)) for case in run["cases"])
             least, most = (f"{gain:.2f}x of {against}: {name}" for gain, name, against in (gains[0], gains[-1]))
-            lines.append(f"| {run['op']} | {len(gains)} | {least} | {most if len(gains) > 1 else ''} |")
+            row = run["op"], str(len(gains)), least, most if len(gains) > 1 else "", run["commit"]
+            lines.append(f"| {' | '.join(row)} |")
         lines.append("")
     return "\n".join(lines).strip() or "No results have been recorded yet."
 
@@ -76,7 +73,7 @@ def _gain(case: Mapping) -> float:
 
 def _section(machine: str, runs: Sequence[Mapping]) -> str:
     lines = [
-        f"### {machine}",
+        f"## {machine}",
         "",
         "Median time of a call; in brackets how much faster (or slower, below 1) slrfast is in the same run, "
         "every form of it in their order.",
@@ -96,9 +93,11 @@ def _section(machine: str, runs: Sequence[Mapping]) -> str:
     for run in runs:
         for case in run["cases"]:
             if case.get("phases"):
-                lines += ["", f"{run['op']}, {case['name']}, by phase:", "", *_phases(case["phases"])]
+                title = f"{run['op']}, {case['name']}, by phase (commit {run['commit']}):"
+                lines += ["", title, "", *_phases(case["phases"])]
             if case.get("peak_bytes") and run not in memory:
-                lines += ["", f"{run['op']}, {case['name']}, peak memory:", "", *_peaks(case)]
+                title = f"{run['op']}, {case['name']}, peak memory (commit {run['commit']}):"
+                lines += ["", title, "", *_peaks(case)]
     versions = runs[-1]["versions"]
     shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "python") if name in versions)
     return "\n".join([*lines, "", f"{shown}; {runs[-1]['threads']} CPU threads."])
@@ -200,38 +199,6 @@ def render_curves(machines: Mapping[str, Sequence[Mapping]]) -> str:
     return "\n\n".join(texts)
 
 
-def draw_curves(run: Mapping, path: Path) -> None:
-    """Losses of every seed, and how far the runs are apart, as means over ten steps."""
-    losses = {name: np.array(runs) for name, runs in run["results"]["losses"].items()}
-    ours, reference, moved = losses.values()
-    pairs = list(combinations(range(len(reference)), 2))
-    figure = Figure(figsize=(7.2, 2.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for seed in range(len(ours)):
-        color = ("#1f6fb4", "#d1495b", "#2e8b57")[seed % 3]
-        left.plot(_smooth(reference[seed]), color=color, linewidth=2.4, alpha=0.35, label="reference")
-        left.plot(_smooth(ours[seed]), color=color, linewidth=0.9, linestyle="--", label=OURS)
-    other = np.mean([abs(reference[a] - reference[b]) for a, b in pairs], axis=0)
-    right.plot(_smooth(other), color="#e08e1b", label="reference, other seed")
-    right.plot(_smooth(abs(ours - moved).mean(0)), color="#7c8591", label=f"{OURS}, weights 1e-7 off")
-    right.plot(_smooth(abs(ours - reference).mean(0)), color="#22262b", label=f"{OURS} and reference, same seed")
-    right.set_yscale("log")
-    handles, names = left.get_legend_handles_labels()
-    left.legend(handles[:2], names[:2], fontsize=7, frameon=False)
-    right.legend(fontsize=7, frameon=False)
-    for axes, title in ((left, f"loss, {len(ours)} seeds"), (right, "mean difference of two losses")):
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-
-
-def _smooth(values: np.ndarray, width: int = 10) -> np.ndarray:
-    return np.convolve(values, np.full(width, 1 / width), "valid")
-
-
 def render_demos(machines: Mapping[str, Sequence[Mapping]]) -> str:
     """Accuracies of every recorded demo."""
     lines = []
@@ -277,6 +244,37 @@ def duration(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} us"
 
 
+def gains(machines: Mapping[str, Sequence[Mapping]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Machine -> benchmark -> least and most gain over the baselines of its cases."""
+    return {
+        machine: {run["op"]: (min(found), max(found)) for run in runs if (found := [_gain(c) for c in run["cases"]])}
+        for machine, runs in machines.items()
+    }
+
+
+def positions(machines: Mapping[str, Sequence[Mapping]]) -> dict[str, list[roofline.Position]]:
+    """Machine -> all its cases on the roofline."""
+    return {
+        machine: [roofline.position(run, case, _baseline(case)) for run in runs for case in run["cases"]]
+        for machine, runs in machines.items()
+    }
+
+
+def render_unproven(text: str) -> str:
+    """What the table of GPU evidence says, kernels that have not run first."""
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
+    missing = [(Path(path), commit) for path, commit, result in rows if result.strip() == "unproven"]
+    proven = [row for row in rows if row[2].strip() != "unproven"]
+    lines = [f"{len(missing)} of {len(rows)} kernels have not run on a GPU with the code that they have now.", ""]
+    if missing:
+        lines += ["| operation | kernel | last commit proven on a GPU |", "|---|---|---|"]
+        lines += [f"| `{path.stem}` | `{path}` | {commit.strip()} |" for path, commit in missing]
+    if proven:
+        lines += ["", "| proven kernel | commit | result |", "|---|---|---|"]
+        lines += [f"| `{path}` | {commit.strip()} | {result.strip()} |" for path, commit, result in proven]
+    return "\n".join(lines).strip()
+
+
 def insert(text: str, tables: str, name: str = "results") -> str:
     """``text`` with everything between the markers of that name replaced."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
@@ -287,29 +285,48 @@ def insert(text: str, tables: str, name: str = "results") -> str:
     return f"{head}{begin}\n{tables}\n{end}{tail}"
 
 
+def pages() -> dict[Path, dict[str, str]]:
+    """Page -> marker -> what belongs between the markers of that name."""
+    results, curves = newest(RESULTS), newest(RESULTS, "curves")
+    picture = f"![Gains]({GAINS.relative_to(README.parent)})"
+    return {
+        README: {
+            "results": f"{render_summary(results)}\n\n{picture}",
+            "demo": render_demos(newest(RESULTS, "demo")),
+        },
+        DOCS / "results.md": {"results": render(results) + render_curves(curves)},
+        DOCS / "roofline.md": {"roofline": roofline.render(positions(results))},
+        DOCS / "unproven.md": {"unproven": render_unproven((RESULTS / "README.md").read_text())},
+    }
+
+
+def draw() -> None:
+    """The pictures of the pages."""
+    results = newest(RESULTS)
+    if results:
+        draw_gains(gains(results), GAINS)
+        draw_roofline(positions(results), ROOFLINE)
+    for runs in newest(RESULTS, "curves").values():
+        draw_curves(runs[0], CURVES)
+
+
 def main() -> int:
     """Rewrite the pages, or with --check only say whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is out of date")
     check = parser.parse_args().check
-    results, curves = newest(RESULTS), newest(RESULTS, "curves")
-    parts = {
-        PAGE: {"results": render(results) + render_curves(curves)},
-        README: {"results": render_summary(results), "demo": render_demos(newest(RESULTS, "demo"))},
-    }
     stale = []
-    for page, tables in parts.items():
+    for page, tables in pages().items():
         before = after = page.read_text()
         for name, text in tables.items():
             after = insert(after, text, name)
         stale += [page.name] if after != before else []
-        if not check:
+        if not check and after != before:
             page.write_text(after)
     if check:
         print(*(f"{name} is out of date: make report" for name in stale), sep="\n", end="\n" if stale else "")
         return int(bool(stale))
-    for runs in curves.values():
-        draw_curves(runs[0], CURVES)
+    draw()
     return 0
 
 

@@ -1,7 +1,6 @@
 """The page on drop-in use: every pair of code blocks runs, and computes the same."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,23 +8,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from slrfast.nn import FactoredBank
+from tests import pages
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "drop-in.md").read_text()
+PAGE = pages.ROOT / "docs" / "drop-in.md"
 SIZE, DIM = 24, 8
-IMPORTS = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
 
 
 def read():
     """Title -> (the block before, {what is said of it: a block after})."""
-    sections = {}
-    for section in PAGE.split("\n## ")[1:]:
-        title = section.partition("\n")[0]
+    found = {}
+    for title, section in pages.sections(PAGE)[1].items():
         blocks = re.findall(r"^(Before|After[^\n]*):\n\n```python\n(.*?)```", section, re.DOTALL | re.MULTILINE)
         if blocks:
             (first, before), *after = blocks
-            assert first == "Before" and after and section.count("```python") == len(blocks)
-            sections[title] = before, dict(after)
-    return sections
+            assert first == "Before" and after and len(pages.fences(section, "python")) == len(blocks)
+            found[title] = before, dict(after)
+    return found
 
 
 SECTIONS = read()
@@ -40,8 +38,7 @@ SIZES = {
 
 def build(code, *args, **kwargs):
     """An instance of the one class that a block defines."""
-    names = {}
-    exec(compile(IMPORTS + code, "docs/drop-in.md", "exec"), names)
+    names = pages.run(PAGE, code)
     return names[re.search(r"^class (\w+)", code, re.MULTILINE).group(1)](*args, **kwargs)
 
 

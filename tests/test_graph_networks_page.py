@@ -1,7 +1,6 @@
-"""The page on graph networks: every block runs, and what is after computes what was before."""
+"""The page on graph networks: what is after computes what was before (tests/test_pages.py runs every block)."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,21 +9,16 @@ from benchmarks.baselines import gcn as field
 from slrfast import graphs
 from slrfast.graphs import SkeletonGraph
 from slrfast.systems.stc import STCConfig
+from tests import pages
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "graph-networks.md").read_text()
-IMPORTS, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-SECTIONS = {
-    section.partition("\n")[0]: re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    for section in PAGE.split("\n## ")[1:]
-}
+PAGE = pages.ROOT / "docs" / "graph-networks.md"
+SECTIONS = {title: pages.fences(text, "python") for title, text in pages.sections(PAGE)[1].items()}
 STC, STGCN, PYSKL = (title for title, blocks in SECTIONS.items() if len(blocks) == 3)
 ADJACENCY = torch.tensor(graphs.TRUNK7.dense()[:3])
 
 
 def run(*blocks):
-    names = {}
-    exec(compile(IMPORTS + "".join(blocks), "docs/graph-networks.md", "exec"), names)
-    return names
+    return pages.run(PAGE, *blocks)
 
 
 def trained(module):
@@ -114,8 +108,8 @@ def test_both_layouts_agree():
     )
 
 
-def test_a_checkpoint_of_a_whole_network(tmp_path, monkeypatch):
-    torch.manual_seed(0)
+def published_checkpoint():
+    """A network of the field, and its state under the published names."""
     theirs = trained(field.PartGCN(graphs.HAND21, STCConfig(input_eps=0.1))).eval()
     state = {"A": torch.tensor(graphs.HAND21.dense()), "A_pool": torch.tensor(graphs.HAND21.pooled.dense())}
     for key, tensor in theirs.state_dict().items():
@@ -123,7 +117,13 @@ def test_a_checkpoint_of_a_whole_network(tmp_path, monkeypatch):
             key = re.sub(r"blocks\.([012])", r"st_gcn_networks.\1", key).replace("fc.", "conv4.")
             key = key.replace("blocks.3", "st_gcn_pool.0").replace("blocks.4", "st_gcn_pool.1")
             state[key] = tensor
-    torch.save({f"st_gcn_hand.{key}": tensor for key, tensor in state.items()}, tmp_path / "checkpoint.pt")
+    return theirs, {f"st_gcn_hand.{key}": tensor for key, tensor in state.items()}
+
+
+def test_a_checkpoint_of_a_whole_network(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    theirs, state = published_checkpoint()
+    torch.save(state, tmp_path / "checkpoint.pt")
     monkeypatch.chdir(tmp_path)
     (code,) = SECTIONS["A checkpoint of STC or MASA"]
     found = run(code)
@@ -142,4 +142,3 @@ def test_own_skeletons():
 def test_no_block_is_left_out():
     tested = {STC, STGCN, PYSKL, "Channels last", "A checkpoint of STC or MASA", "Your own skeleton"}
     assert {title for title, blocks in SECTIONS.items() if blocks} == tested
-    assert PAGE.count("```python") == 1 + sum(map(len, SECTIONS.values()))

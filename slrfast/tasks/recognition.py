@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from slrfast import checks
 from slrfast.data import AugmentPlan, PoseBatch
 from slrfast.tasks.finetuned import FinetuneConfig, Finetuned
+from slrfast.tasks.fusion import EarlyFusion
 from slrfast.tasks.sampling import augmented, centre, window
 
-FUSIONS = ("late",)
+FUSIONS = ("late", "sum", "concat", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,10 @@ class Recognizer(Finetuned):
             rule = f"be among {', '.join(known)}" if known else "be empty: this encoder has none"
             checks.require(not unknown, "Recognizer", f"config.{what}", rule, ", ".join(unknown))
         self.streams = config.streams or tuple(widths)
-        chosen = {name: widths[name] for name in self.streams}
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(self.class_names)) for name, width in chosen.items()})
+        sizes = {name: widths[name] for name in self.streams}
+        self.fuse = EarlyFusion(list(sizes.values()), config.fusion) if config.fusion != "late" else None
+        sizes = sizes if self.fuse is None else {"fused": self.fuse.width}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(self.class_names)) for name, width in sizes.items()})
         for head in self.heads.values():
             nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
@@ -143,7 +146,8 @@ class Recognizer(Finetuned):
             found: dict[str, Tensor] = self.encoder.features(batch, **parts)  # type: ignore[operator]
         missing = [name for name in self.streams if name not in found]
         checks.require(not missing, "Recognizer", "batch", f"have what stream {missing} reads", "none")
-        return {name: found[name] for name in self.streams}
+        chosen = {name: found[name] for name in self.streams}
+        return chosen if self.fuse is None else {"fused": self.fuse(list(chosen.values()))}
 
     def forward(self, batch: PoseBatch) -> Tensor:
         """Logits [B, C] of the clips as they are; of several streams the average."""

@@ -34,6 +34,7 @@ from slrfast.train.report import network_size, report_skipped, report_stop, spea
 from slrfast.train.runs import RunFolder, write_json
 
 Say = Callable[[str], None]
+Test = Callable[[Any, "Data", RunFolder | None], tuple[dict[str, Any], str]]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class Data:
         test: clips that training never sees.
         extra: what the task's constructor takes besides config and encoder.
         notes: lines for people: how the clips were divided, what was left out.
+        settings: what else the test goes by.
     """
 
     train: ClipDataset
     test: ClipDataset
     extra: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Task:
             name, else the first.
         add_options: adds the task's own options and returns their names.
         open_data: from the options' values, the encoder and ``say`` the data.
+        direct: answers from the frozen encoder alone: given the options' values, None, or what trains nothing and tests
+            as ``test`` does, with the encoder for the model.
         test: tests a model on ``data.test``, writes what it has to show into the folder (None: nowhere), and returns
             JSON values and text for people.
     """
@@ -75,7 +80,8 @@ class Task:
     presets: Sequence[str]
     add_options: Callable[[Parser], list[str]]
     open_data: Callable[[Mapping[str, Any], Any, Say], Data]
-    test: Callable[[Any, Data, RunFolder | None], tuple[dict[str, Any], str]]
+    test: Test
+    direct: Callable[[Mapping[str, Any]], Test | None] = lambda values: None
 
     @property
     def name(self) -> str:
@@ -110,32 +116,42 @@ def _finetune(task: Task, argv: Sequence[str]) -> int:
     options.check_run()
     encoder = open_encoder(values["encoder"], options.train.seed)
     data = task.open_data(values, encoder, say)
-    model = build_task(task.kind, options.config, encoder, data.extra, options.train.seed)
+    direct = task.direct(values)
+    model = encoder if direct else build_task(task.kind, options.config, encoder, data.extra, options.train.seed)
 
     def start() -> None:
         options.open_run()
         report_skipped(data.train, options.run.skipped, say)
         for note in data.notes:
             say(note)
+        size = "nothing to train" if direct else network_size(model)
         say(
-            f"{options.command}: {len(data.train)} clips to train on, {len(data.test)} to test on, "
-            f"{network_size(model)}; run folder {options.run.path}"
+            f"{options.command}: {len(data.train)} clips to train on, {len(data.test)} to test on, {size}; "
+            f"run folder {options.run.path}"
         )
 
-    result = pretrain(model, data.train, options.train, options.run, resume=options.resume, on_start=start)
-    if result.stopped_by:
-        return report_stop(result, options, result.stopped_by)
-    tested, text = task.test(model, data, options.run)
+    trained: dict[str, Any] = {}
+    if direct:
+        start()
+        model.to(choose_device(options.train.device))
+        tested, text = direct(model, data, options.run)
+    else:
+        result = pretrain(model, data.train, options.train, options.run, resume=options.resume, on_start=start)
+        if result.stopped_by:
+            return report_stop(result, options, result.stopped_by)
+        trained = dataclasses.asdict(result)
+        tested, text = task.test(model, data, options.run)
     results = {
         "run": str(options.run.path),
-        **dataclasses.asdict(result),
+        **trained,
         "encoder": values["encoder"],
         "train_clips": len(data.train),
         "test_clips": len(data.test),
         **tested,
     }
     write_json(options.run.results, results)
-    say(f"\n{text}\n\nresults.json and the model are in {options.run.path}")
+    made = "results.json is" if direct else "results.json and the model are"
+    say(f"\n{text}\n\n{made} in {options.run.path}")
     if options.json:
         print(json.dumps(results))
     return 0
@@ -278,8 +294,3 @@ def check_count(**counts: int) -> None:
         checks.integer_between("finetune", 1, 10**9, **counts)
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error
-
-
-def on_device(model: Finetuned, device: str = "auto") -> Finetuned:
-    """The model on the device of a ``--train.device`` value."""
-    return model.to(choose_device(device))

@@ -2,78 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from slrfast.data import ClipDataset
-from slrfast.tasks import recognition_metrics
+from slrfast.data.isolated_presets import PRESETS, open_preset
+from slrfast.data.isolated_split import split_dataset
+from slrfast.data.wrapped import WrappedDataset
+from slrfast.tasks import knn_scores, linear_probe_scores, recognition_metrics
+from slrfast.tasks.confusion import (
+    class_table,
+    confusing_metrics,
+    confusion_matrix,
+    untested,
+    write_class_table,
+    write_confusions,
+)
+from slrfast.tasks.fusion import late_fusion
 from slrfast.tasks.recognition import Recognizer
+from slrfast.tasks.score_files import Scores, read_scores, write_scores
 from slrfast.train.config import RunError
-from slrfast.train.finetune import Data, Say, Task, check_count, open_clips
+from slrfast.train.confusion_picture import draw_confusion
+from slrfast.train.finetune import Data, Say, Task, Test, check_count, open_clips
 from slrfast.train.loading import load_batches
 from slrfast.train.options import Parser
 from slrfast.train.runs import RunFolder
-from slrfast.train.scoring import COLUMNS, Labelled, aligned
+from slrfast.train.scoring import COLUMNS, Labelled, aligned, encode_dataset
+
+CLASSIFIERS = ("trained", "probe", "knn")
 
 
 def _add_options(parser: Parser) -> list[str]:
+    parser.add_argument("--dataset", type=str, help=f"whose split files --lists names: {', '.join(PRESETS)}")
+    parser.add_argument("--lists", type=str, help="folder of the data set's split files")
+    parser.add_argument("--class_list", type=str, help="class names, where the split files have none")
     parser.add_argument("--labels", type=float, default=1.0, help="share of the training labels that is used")
     parser.add_argument("--folds", type=int, default=4, help="without test clips: one of so many parts of the signers")
-    return ["labels", "folds"]
+    parser.add_argument(
+        "--classifier", type=str, default="trained", help="trained; or of frozen features: probe (logistic), knn"
+    )
+    parser.add_argument("--votes", type=int, default=10, help="neighbours of knn")
+    parser.add_argument("--fuse", type=list[str], default=[], help="score files of other models, added to ours")
+    parser.add_argument("--fuse_weights", type=list[float], default=[], help="of ours, then of each of --fuse")
+    return ["dataset", "lists", "class_list", "labels", "folds", "classifier", "votes", "fuse", "fuse_weights"]
 
 
 def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
-    """Labelled clips to train and test on: by split, by file, or with whole groups held out."""
+    """Labelled clips to train and test on: by split files, by split, by file, or with whole groups held out."""
+    if values["classifier"] not in CLASSIFIERS:
+        raise RunError(f"--classifier must be one of {', '.join(CLASSIFIERS)}, got {values['classifier']!r}")
+    check_count(folds=values["folds"], votes=values["votes"])
+    other = [read_scores(path) for path in values["fuse"]]  # before hours of training
     train, test = open_clips(values, system)
-    notes = []
-    if test is None:
-        check_count(folds=values["folds"])
-        if values["folds"] < 2:
-            raise RunError(f"--folds must be at least 2, got {values['folds']}")
-        clips = Labelled.of(train)
-        held = clips.folds(values["folds"])[0]
-        names = sorted({clips.groups[i] for i in held}) if clips.grouped else ["single clips, no groups are known"]
-        notes.append(f"held out for the test: {', '.join(names)}")
-        test = train.subset(clips.index[held])
-        train = train.subset(np.setdiff1d(clips.index, clips.index[held]))
+    notes: list[str] = []
+    if values["dataset"] or values["lists"]:
+        train, test, notes = _listed(values, train, test)
+    elif test is None:
+        train, test, notes = _held_out(train, values["folds"])
     train, test, more = same_classes(train, test)
     notes += more
     if values["labels"] != 1:
         train = share_of_labels(train, values["labels"], values["train"].seed)
         notes.append(f"{100 * values['labels']:g} % of the labels: {len(train)} clips")
-    return Data(train, test, {"class_names": list(train.class_names)}, notes)
+    for part in other:
+        late_fusion([_scores(test, torch.zeros(len(test), len(train.class_names)), train.class_names), part])
+    settings = {"fuse": other, "fuse_weights": values["fuse_weights"] or None, "votes": values["votes"]}
+    settings["confusing"] = PRESETS[values["dataset"]].confusing if values["dataset"] else ()
+    return Data(train, test, {"class_names": list(train.class_names)}, notes, settings)
+
+
+def _listed(
+    values: Mapping[str, Any], clips: ClipDataset, test: ClipDataset | None
+) -> tuple[ClipDataset, ClipDataset, list[str]]:
+    if not (values["dataset"] and values["lists"]):
+        raise RunError("--dataset and --lists belong together: the name of the data set and where its split files are")
+    if values["dataset"] not in PRESETS:
+        raise RunError(f"--dataset must be one of {', '.join(PRESETS)}, got {values['dataset']!r}")
+    if test is not None:
+        raise RunError(
+            "--lists says which clips are for the test; leave out --test_data, --train_split and --test_split"
+        )
+    preset = PRESETS[values["dataset"]]
+    listing = open_preset(preset.name, values["lists"], class_list=values["class_list"])
+    split = split_dataset(clips, listing, subset=preset.classes, train=preset.train, val=(), test=preset.test)
+    return split.train, split.test, [*split.train.notes]
+
+
+def _held_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset, list[str]]:
+    if folds < 2:
+        raise RunError(f"--folds must be at least 2, got {folds}")
+    labelled = Labelled.of(clips)
+    held = labelled.folds(folds)[0]
+    names = sorted({labelled.groups[i] for i in held}) if labelled.grouped else ["single clips, no groups are known"]
+    test, train = labelled.index[held], np.setdiff1d(labelled.index, labelled.index[held])
+    return clips.subset(train), clips.subset(test), [f"held out for the test: {', '.join(names)}"]
 
 
 def same_classes(train: ClipDataset, test: ClipDataset) -> tuple[ClipDataset, ClipDataset, list[str]]:
     """The labelled clips of both, with the labels of ``train``; RunError for a class that training does not have."""
-    kept = [data.subset(i for i, label in enumerate(data.labels) if label >= 0) for data in (train, test)]
-    for data, what in zip(kept, ("training", "test"), strict=True):
-        if not len(data):
+    parts = []
+    for data, what in ((train, "training"), (test, "test")):
+        parts.append(data.subset(i for i, label in enumerate(data.labels) if label >= 0))
+        if not len(parts[-1]):
             raise RunError(f"no {what} clip has a label")
-    train, test = kept
+    train, test = parts
     if test.class_names != train.class_names:
         number = {name: i for i, name in enumerate(train.class_names)}
-        found = {test.class_names[label] for label in test.labels}
-        if unknown := sorted(found - number.keys()):
+        if unknown := sorted({test.class_names[label] for label in test.labels} - number.keys()):
             raise RunError(f"{len(unknown)} classes of the test clips are none of training's, such as {unknown[0]!r}")
-        test = relabelled(test, [number.get(name, -1) for name in test.class_names], train.class_names)
-    trained = set(train.labels)
+        test = Relabelled(test, [number.get(name, -1) for name in test.class_names], train.class_names)
     notes = []
-    if never := sorted(set(test.labels) - trained):
+    if never := sorted(set(test.labels) - set(train.labels)):
         some = train.class_names[never[0]]
         notes.append(f"{len(never)} of the tested classes have no training clip, such as {some!r}")
     return train, test, notes
 
 
-def relabelled(data: ClipDataset, label: list[int], class_names: list[str]) -> ClipDataset:
-    """The same clips with other labels: ``label[i]`` for i."""
-    made = ClipDataset([replace(data[i], label=label[data[i].label]) for i in range(len(data))], class_names)
-    made.options = data.options
-    return made
+class Relabelled(WrappedDataset):
+    """The same clips with ``label[i]`` for the label i."""
+
+    def __init__(self, dataset: ClipDataset, label: Sequence[int], class_names: Sequence[str]) -> None:
+        super().__init__(dataset)
+        self.label, self.class_names = list(label), list(class_names)
+
+    @property
+    def labels(self) -> list[int]:
+        """One label per clip."""
+        return [self.label[label] for label in self.dataset.labels]
+
+    def added(self, index: int) -> dict[str, Any]:
+        return {"label": self.labels[index]}
+
+    def added_to_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        labels = self.labels
+        return {"label": torch.tensor([labels[i] for i in indices])}
+
+    def _select(self, indices: Sequence[int]) -> None:
+        """Labels are looked up: nothing is kept per clip."""
 
 
 def share_of_labels(data: ClipDataset, share: float, seed: int) -> ClipDataset:
@@ -89,27 +159,87 @@ def share_of_labels(data: ClipDataset, share: float, seed: int) -> ClipDataset:
 
 
 def _test(model: Recognizer, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
-    device = next(model.parameters()).device
-    size = model.config.batch_size
+    device, size = next(model.parameters()).device, model.config.batch_size
     order = [list(range(i, min(i + size, len(data.test)))) for i in range(0, len(data.test), size)]
-    scores = model.scores(batch.to(device) for batch in load_batches(data.test, order))
-    labels = torch.tensor(data.test.labels)
-    metrics = recognition_metrics(scores, labels)
-    cells = [["", *COLUMNS.values()], ["per cent", *(f"{100 * metrics[key]:.1f}" for key in COLUMNS)]]
-    return {"metrics": metrics, "classes": len(model.class_names)}, aligned(cells, text_columns=1)
+    return judge(model.scores(batch.to(device) for batch in load_batches(data.test, order)), data, folder)
+
+
+def _direct(values: Mapping[str, Any]) -> Test | None:
+    kind = values["classifier"]
+    return None if kind == "trained" else partial(_frozen, kind)
+
+
+def _frozen(kind: str, system: Any, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
+    """A classifier on frozen features, which has nothing to train by gradient descent."""
+    train, test = (encode_dataset(system, part, progress="embedding") for part in (data.train, data.test))
+    labels, classes = torch.tensor(data.train.labels), len(data.train.class_names)
+    choice: dict[str, Any]
+    if kind == "knn":
+        choice = {"votes": min(data.settings["votes"], len(train))}
+        scores = knn_scores(train, labels, test, classes, k=choice["votes"])
+    else:
+        scores, l2 = linear_probe_scores(train, labels, data.train.groups, test, classes)
+        choice = {"l2": l2}
+    results, text = judge(scores, data, folder)
+    return {"classifier": kind, **choice, **results}, text
+
+
+def judge(scores: Tensor, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
+    """Metrics of the test clips' scores [N, C], alone and fused with other models'; files and a picture of them."""
+    names, labels = data.train.class_names, torch.tensor(data.test.labels)
+    own = _scores(data.test, scores, names)
+    parts = {"": own}
+    if data.settings["fuse"]:
+        fused = late_fusion([own, *data.settings["fuse"]], weights=data.settings["fuse_weights"])
+        parts = {"ours": own, "fused": fused}
+    metrics = {name: recognition_metrics(part.values, labels) for name, part in parts.items()}
+    cells = [["", *COLUMNS.values()]]
+    cells += [[name, *(f"{100 * found[key]:.1f}" for key in COLUMNS)] for name, found in metrics.items()]
+    text = [aligned(cells, text_columns=1), "", "Accuracies in percent."]
+    last = list(parts)[-1]
+    best = parts[last].values
+    results: dict[str, Any] = {"metrics": metrics[last], "classes": len(names)}
+    if len(parts) > 1:
+        results["alone"] = metrics["ours"]
+    if missing := untested(labels, len(names)):
+        results["classes_without_test_clip"] = [names[i] for i in missing]
+        text.append(
+            f"{len(missing)} classes have no test clip and do not count per class, such as {names[missing[0]]!r}."
+        )
+    if data.settings["confusing"]:
+        results["confusing"] = groups = confusing_metrics(best, labels, data.settings["confusing"])
+        rows = [
+            [name, *(f"{100 * (group[k] or 0):.1f}" for k in group if k != "clips")] for name, group in groups.items()
+        ]
+        text += ["", aligned([["", "top-1", "top-2", "top-5"], *rows], text_columns=1)]
+    if folder is not None:
+        matrix = confusion_matrix(best, labels)
+        write_scores(folder.scores, own)
+        write_class_table(folder.classes, class_table(best, labels, names), names)
+        write_confusions(folder.confusions, matrix, names)
+        draw_confusion(matrix, names, folder.confusion_picture)
+        text.append(f"scores.npz, classes.csv, confusions.csv and confusion.png are in {folder.path}")
+    return results, "\n".join(text)
+
+
+def _scores(clips: ClipDataset, values: Tensor, class_names: Sequence[str]) -> Scores:
+    return Scores.of(clips.names, values, class_names if len(set(class_names)) == len(class_names) else ())
 
 
 TASK = Task(
     Recognizer,
     "Recognise isolated signs. Fine-tunes the encoder of a run with a linear classifier for every stream; with\n"
-    "--preset linear only the classifier is trained.",
+    "--preset linear only the classifier is trained, --classifier probe and knn train nothing by gradient descent.",
     [
         "islr --encoder runs/first --data labelled/ --run runs/signs",
+        "islr --encoder runs/first --data poses/ --dataset wlasl100 --lists wlasl/",
         "islr --encoder runs/first --data index.csv --train_split train --test_split test --preset linear",
+        "islr --encoder runs/first --data labelled/ --labels 0.2 --fuse [i3d-scores.npz]",
         "islr --encoder stc:small --data synthetic --task.epochs 5",
     ],
     ("stc", "stc_code", "linear", "masa", "slp"),
     _add_options,
     open_data,
     _test,
+    _direct,
 )

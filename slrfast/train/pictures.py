@@ -112,10 +112,10 @@ def draw_rgb(views: Sequence[Any], names: Sequence[str], path: str | Path, *, mo
 def _caption(clip: Clip, class_names: Sequence[str]) -> str:
     """The class and group of a clip, or else its name, in at most 24 characters."""
     known = [class_names[clip.label] if clip.label >= 0 else "", clip.group]
-    return _shown(", ".join(word for word in known if word) or clip.name)
+    return legible(", ".join(word for word in known if word) or clip.name)
 
 
-def _shown(text: str) -> str:
+def legible(text: str) -> str:
     """A name as matplotlib may draw it: in at most 24 characters, whatever is in it; $ would start a formula."""
     text = "".join(c if c.isprintable() else "?" for c in text)
     text = text if len(text) <= 24 else f"{text[:11]}…{text[-12:]}"
@@ -152,10 +152,10 @@ def draw_embedding(maps: Mapping[str, Tensor], labels: Tensor, names: Sequence[s
                 dots(axes, mine, s=0)
                 for x, y in mine:
                     axes.text(
-                        x, y, _shown(name), color=colors[index], fontsize=8, ha="center", va="center", weight="bold"
+                        x, y, legible(name), color=colors[index], fontsize=8, ha="center", va="center", weight="bold"
                     )
             else:
-                dots(axes, mine, s=14, color=colors[index], label=_shown(name), alpha=0.85)
+                dots(axes, mine, s=14, color=colors[index], label=legible(name), alpha=0.85)
         axes.set_title(f"{title}  ({len(chosen)} clips, t-SNE)", fontsize=11, color=INK)
         axes.set_xticks([])
         axes.set_yticks([])

@@ -44,6 +44,10 @@ class RunFolder:
         self.views_picture = self.path / "views.png"
         self.rgb_picture = self.path / "rgb.png"
         self.embedding_picture = self.path / "embedding.png"
+        self.scores = self.path / "scores.npz"
+        self.classes = self.path / "classes.csv"
+        self.confusions = self.path / "confusions.csv"
+        self.confusion_picture = self.path / "confusion.png"
 
     def check(self, *, overwrite: bool = False) -> None:
         """RunError when the path is a file, or a folder that is not empty and not to be overwritten."""

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, roofline
 
 CASE = {
     "name": "paper",
@@ -26,7 +26,7 @@ def test_newest_run_of_every_op_with_wins_and_losses(tmp_path):
     write(tmp_path, "motion", "old", "2026-01-01T00:00:00+00:00")
     write(tmp_path, "step", "one", "2026-01-01T00:00:00+00:00", phases={"slrfast": {"gcn": 2.0}, "eager": {"gcn": 3.5}})
     text = report.render(report.newest(tmp_path))
-    assert text.count("### cpu-x") == 1 and "| old |" not in text
+    assert text.count("## cpu-x") == 1 and "| old |" not in text
     row = "| motion | paper x [64, 2] | 20 us | eager 100 us (5.00x), torch.compile 10 us (0.50x) | 1.2 | 1e-07 | new |"
     assert row in text
     assert "| phase | slrfast | eager |" in text and "| gcn | 2 s | 3.5 s |" in text
@@ -67,9 +67,8 @@ def test_peak_memory_of_other_benchmarks_as_a_share_of_the_baselines(tmp_path):
     date = "2026-01-01T00:00:00+00:00"
     write(tmp_path, "step", "one", date, peak_bytes=peak, baseline="eager")
     text = report.render(report.newest(tmp_path))
-    assert (
-        "step, paper, peak memory:\n\n| | beyond what was there before |\n|---|--:|\n| slrfast | 1 MiB (25%) |" in text
-    )
+    title = "step, paper, peak memory (commit one):"
+    assert f"{title}\n\n| | beyond what was there before |\n|---|--:|\n| slrfast | 1 MiB (25%) |" in text
     assert "| slrfast, bf16 | 0 MiB (12%) |\n| eager | 4 MiB (100%) |" in text and "all in all" not in text
     write(tmp_path, "step", "one", date, peak_bytes=peak, whole_peak_bytes=whole, baseline="eager")
     text = report.render(report.newest(tmp_path))
@@ -103,8 +102,9 @@ def test_the_summary_names_the_least_and_the_most_gain(tmp_path):
     write(tmp_path, "step", "one", "2026-01-01T00:00:00+00:00")
     text = report.render_summary(report.newest(tmp_path))
     assert text.startswith("On cpu-x, 2 threads")
-    assert "| motion | 3 | 0.50x of padded: small | 5.00x of eager: paper |" in text
-    assert "| step | 1 | 5.00x of eager: paper |  |" in text
+    assert "| motion | 3 | 0.50x of padded: small | 5.00x of eager: paper | one |" in text
+    assert "| step | 1 | 5.00x of eager: paper |  | one |" in text
+    assert report.gains(report.newest(tmp_path)) == {"cpu-x": {"motion": (0.5, 5.0), "step": (5.0, 5.0)}}
 
 
 def test_only_the_text_between_the_markers_changes():
@@ -143,3 +143,54 @@ def test_demos_have_a_table_each(tmp_path):
     assert "| motion |" in report.render(report.newest(tmp_path)) and "pre-trained" not in report.render(
         report.newest(tmp_path)
     )
+
+
+FLOORS = {
+    "machine": {"flops_per_second": 1e11, "copied_bytes_per_second": 1e10},
+    "floor_seconds": {"flops": 1e-6, "bytes": 5e-6},
+}
+
+
+def test_the_position_on_the_roofline_is_that_of_the_json(tmp_path):
+    date = "2026-01-01T00:00:00+00:00"
+    write(tmp_path, "motion", "one", date, **FLOORS)
+    write(tmp_path, "dense", "two", date, **{**FLOORS, "floor_seconds": {"flops": 1e-5, "bytes": 1e-6}})
+    write(tmp_path, "copy", "six", date, **{**FLOORS, "floor_seconds": {"flops": 0.0, "bytes": 1e-5}})
+    positions = report.positions(report.newest(tmp_path))
+    text = roofline.render(positions)
+    assert "| motion | paper | 100 k | 50 k | 2 | bytes | 5% | 25% | one |" in text  # in 20 us
+    assert "| dense | paper | 1 M | 10 k | 100 | arithmetic | 50% | 5% | two |" in text
+    assert "| copy | paper | 0 | 100 k | 0 | bytes | 0% | 50% | six |" in text
+    report.draw_roofline(positions, tmp_path / "roofline.png")
+    report.draw_gains(report.gains(report.newest(tmp_path)), tmp_path / "gains.png")
+    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("roofline", "gains"))
+    assert roofline.render({}) == "No results have been recorded yet."
+
+
+@pytest.mark.parametrize(("number", "text"), [(999.0, "999"), (1234.0, "1.23 k"), (3.2e9, "3.2 G"), (0.0, "0")])
+def test_counts(number, text):
+    assert roofline.count(number) == text
+
+
+def test_what_is_unproven_is_listed_and_what_is_proven_named():
+    row = "| `slrfast/kernels/triton/{}.py` | {} | {} |\n"
+    text = "| kernel | last commit proven on a GPU | result |\n|---|---|---|\n"
+    text += row.format("motion", "–", "unproven") + row.format("enqueue", "abc", "passed, 1.2x of eager")
+    found = report.render_unproven(text)
+    assert found.startswith("1 of 2 kernels have not run on a GPU")
+    assert "| `motion` | `slrfast/kernels/triton/motion.py` | – |" in found
+    assert "| `slrfast/kernels/triton/enqueue.py` | abc | passed, 1.2x of eager |" in found
+    assert found.index("motion.py") < found.index("enqueue.py")
+
+
+def test_a_check_changes_nothing(monkeypatch, capsys, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results:begin -->\nstale\n<!-- results:end -->\n")
+    monkeypatch.setattr(report, "pages", lambda: {page: {"results": "fresh"}})
+    monkeypatch.setattr(report, "draw", lambda: None)
+    monkeypatch.setattr("sys.argv", ["report", "--check"])
+    assert report.main() == 1 and "stale" in page.read_text() and "page.md is out of date" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["report"])
+    assert report.main() == 0 and "fresh" in page.read_text()
+    monkeypatch.setattr("sys.argv", ["report", "--check"])
+    assert report.main() == 0

@@ -1,7 +1,6 @@
 """docs/formats.md against the code: its tables are written here and must stand there word for word."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,9 @@ from slrfast import graphs
 from slrfast.data import FORMATS, PreprocessOptions, holistic
 from slrfast.data.extract import BACKENDS
 from slrfast.data.pose import LAYOUTS, joint_indices
+from tests.pages import ROOT
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+PAGE = ROOT / "docs" / "formats.md"
 FACE = {
     "jaw, right to left": (0, 17), "right brow": (17, 22), "left brow": (22, 27), "nose bridge to tip": (27, 31),
     "nose base": (31, 36), "right eye": (36, 42), "left eye": (42, 48), "outer lips": (48, 60), "inner lips": (60, 68),

@@ -151,8 +151,8 @@ def test_saved_model_gives_the_same_scores(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda s: Recognizer(RecognizerConfig(streams=("pose",)), s, NAMES), "config.streams must be among joint, motion"),
-        (lambda s: Recognizer(RecognizerConfig(parts=("face",)), s, NAMES), "config.parts must be among hand, trunk"),
+        (lambda s: Recognizer(RecognizerConfig(streams=("pose",)), s, NAMES), "config.streams must be among"),
+        (lambda s: Recognizer(RecognizerConfig(parts=("face",)), s, NAMES), "config.parts must be among"),
         (lambda s: Recognizer(RecognizerConfig(), s, ["a"]), "class_names"),
         (lambda s: RecognizerConfig(optimizer="lion"), "optimizer"),
         (lambda s: RecognizerConfig(min_crop=0.0), "min_crop must be in"),

@@ -167,7 +167,11 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ("argv", "sentence"),
         [
-            ("dance", "'dance' is no command; there are demo, pretrain, evaluate, extract, finetune, fit-flow, info, pack, view"),
+            (
+                "dance",
+                "'dance' is no command; there are demo, pretrain, evaluate, extract, finetune, "
+                "fit-flow, info, pack, view",
+            ),
             ("pretrain stcc", "'stcc' is no system; there are ccl, masa, slp, stc, tiny"),
             ("pretrain tiny", "the following arguments are required: data"),
             (f"{TINY} --sistem 1", "unrecognized arguments: --sistem 1"),

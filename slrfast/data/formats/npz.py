@@ -42,7 +42,8 @@ def _matches(head: bytes) -> bool:
 
 def _read(path: Path, asked: Asked) -> Pose:
     with zipfile.ZipFile(path) as archive:
-        arrays = {key: _array(path, archive, key) for key in _KEYS}
+        most = {key: 8 * MAX_VALUES if key in ("xy", "confidence") else _SMALL for key in _KEYS}
+        arrays = {key: read_array(path, archive, key, most[key]) for key in _KEYS}
     named = tuple(int(n) for n in arrays["size"].reshape(-1)[:3])
     size = asked.size if named == (0, 0) else image_size(str(path), named)
     return Pose(
@@ -55,14 +56,14 @@ def _read(path: Path, asked: Asked) -> Pose:
     )
 
 
-def _array(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    """One member, unpacked only if the archive's own table says that it fits."""
+def read_array(path: Path, archive: zipfile.ZipFile, key: str, most: int, what: str = "clip") -> np.ndarray:
+    """One member, unpacked only if the archive's own table says that it fits into ``most`` bytes; never unpickled."""
     try:
         member = archive.getinfo(f"{key}.npy")
     except KeyError:
         raise PoseFileError(path, f"the array {key!r} is missing") from None
-    if member.file_size > (8 * MAX_VALUES if key in ("xy", "confidence") else _SMALL):
-        raise PoseFileError(path, f"the array {key!r} unpacks to {member.file_size} bytes, too much for one clip")
+    if member.file_size > most:
+        raise PoseFileError(path, f"the array {key!r} unpacks to {member.file_size} bytes, too much for one {what}")
     data = archive.read(member)
     _check_header(path, key, data)
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)

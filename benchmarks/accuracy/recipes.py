@@ -1,0 +1,103 @@
+"""What the accuracy runs train: the networks, how long, and the rows of the table.
+
+One recipe for all rows of a system, pre-trained or not: the small presets with as much changed as two CPU cores and
+7,908 clips ask for. ``paper`` has the published sizes and schedules, for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slrfast.systems import MASA, SLP, STC
+from slrfast.tasks.recognition import RecognizerConfig
+
+AUGMENTATION = {"rotation": 15.0, "scale": (0.8, 1.2), "joint_probability": 0.5}
+"""Of fine-tuning, for every row alike: as in STC's pre-training, since few clips are overfitted at once."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a system is pre-trained and fine-tuned in the small configuration, and how in the paper's."""
+
+    system: type
+    layout: int
+    small: Mapping[str, Any]
+    finetune: Mapping[str, Any]
+    paper: Mapping[str, Any] = field(default_factory=dict)
+
+
+RECIPES = {
+    "STC": Recipe(
+        STC,
+        49,
+        {
+            "bank_size": 4096, "neighbors": 2048, "batch_size": 64, "learning_rate": 0.015, "epochs": 16,
+            "milestones": (12, 15),
+        },
+        {"epochs": 40, "milestones": (30, 36), "learning_rate": 0.05, "batch_size": 32, **AUGMENTATION},
+    ),
+    "MASA": Recipe(
+        MASA,
+        49,
+        {"bank_size": 4096, "batch_size": 64, "epochs": 16, "warmup": 1.0, "semantic_ramp": 2.0},
+        {"epochs": 40, "milestones": (30, 36), "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 32,
+         **AUGMENTATION},
+    ),
+    "SLP": Recipe(
+        SLP,
+        79,
+        {"batch_size": 64, "epochs": 16, "tasks": ("reconstruction",), "branches": ("manual",)},
+        {"epochs": 40, "milestones": (30, 36), "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 32,
+         **AUGMENTATION},
+        {"tasks": ("reconstruction",), "branches": ("manual",)},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pre-training, or the same network without any.
+
+    Attributes:
+        recipe: a key of RECIPES.
+        changes: of the system's config.
+        pretrained: False starts from freshly drawn weights.
+    """
+
+    recipe: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = True
+
+
+_JOINT, _MOTION = {"streams": ("joint",)}, {"streams": ("motion",)}
+_NO_TRANSFER, _CONTRAST = {"transfer_weight": 0.0}, {"transfer_weight": 0.0, "consistency_weight": 0.0}
+ROWS: dict[str, Row] = {
+    "scratch": Row("STC", pretrained=False),
+    "STC": Row("STC"),
+    "STC without transfer": Row("STC", _NO_TRANSFER),
+    "STC, contrast alone": Row("STC", _CONTRAST),
+    "STC, joint alone": Row("STC", _JOINT),
+    "STC, motion alone": Row("STC", _MOTION),
+    "scratch, joint alone": Row("STC", _JOINT, pretrained=False),
+    "scratch, motion alone": Row("STC", _MOTION, pretrained=False),
+    "MASA": Row("MASA"),
+    "scratch, MASA's network": Row("MASA", pretrained=False),
+    "SLP, masked poses": Row("SLP"),
+    "scratch, SLP's network": Row("SLP", pretrained=False),
+}
+
+
+def system_config(row: Row, size: str) -> Any:
+    """The config of a row's system: "small" or "paper"."""
+    recipe = RECIPES[row.recipe]
+    changes = {**(recipe.small if size == "small" else recipe.paper), **row.changes}
+    return getattr(recipe.system.Config, size)(**changes)  # type: ignore[attr-defined]
+
+
+def finetuning(row: Row, size: str) -> RecognizerConfig:
+    """How a row is fine-tuned."""
+    if size == "small":
+        return RecognizerConfig(**RECIPES[row.recipe].finetune)
+    return getattr(RecognizerConfig, row.recipe.lower())()

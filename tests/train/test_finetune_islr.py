@@ -1,0 +1,176 @@
+"""``slrfast finetune islr`` from the command line: what it trains, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from slrfast.data import SyntheticSigns
+from slrfast.tasks.score_files import Scores, read_scores, write_scores
+from slrfast.train.cli import main
+from slrfast.train.finetune import load_finetuned
+
+TINY = ["--encoder", "stc:small", "--task.batch_size", "8", "--task.epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def signs(tmp_path_factory):
+    """48 clips of 4 classes and 6 signers as an index file with splits."""
+    folder = tmp_path_factory.mktemp("signs")
+    clips = SyntheticSigns(num_classes=4, clips_per_class=12, num_signers=6, seed=1)
+    clips.save(folder, "npz")
+    with open(folder / "index.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", "group"])
+        for clip in clips:
+            split = "test" if clip.group in ("signer0", "signer3") else "train"
+            writer.writerow([f"{clip.name}.npz", clips.class_names[clip.label], split, clip.group])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A pre-trained run."""
+    path = tmp_path_factory.mktemp("runs") / "stc"
+    argv = ["pretrain", "stc", "--preset", "small", "--data", "synthetic", "--run", str(path), "--system.epochs", "1"]
+    assert main([*argv, "--system.batch_size", "500", "--system.frames", "4"]) == 0
+    return path
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_splits_of_an_index_file(signs, tmp_path, capsys):
+    argv = ["finetune", "islr", *TINY, "--data", str(signs / "index.csv"), "--run", str(tmp_path / "r")]
+    assert main([*argv, "--train_split", "train", "--test_split", "test"]) == 0
+    out = capsys.readouterr().out
+    found = results_of(tmp_path / "r")
+    tested = sum(row["split"] == "test" for row in csv.DictReader(open(signs / "index.csv")))
+    assert found["test_clips"] == tested and found["train_clips"] == 48 - tested
+    assert f"{found['train_clips']} clips to train on, {tested} to test on" in out
+    assert {"top1_instance", "top5_class", "mean_rank"} <= found["metrics"].keys()
+    for name in ("scores.npz", "classes.csv", "confusions.csv", "confusion.png", "metrics.jsonl", "config.yaml"):
+        assert (tmp_path / "r" / name).stat().st_size > 0
+    scores = read_scores(tmp_path / "r" / "scores.npz")
+    model = load_finetuned(tmp_path / "r")
+    assert scores.class_names == tuple(model.class_names)
+    assert len(scores.names) == tested
+
+
+def test_resumed_run_equals_one_that_was_not_stopped(signs, tmp_path):
+    argv = ["finetune", "islr", *TINY, "--data", str(signs / "index.csv"), "--folds", "3"]
+    assert main([*argv, "--run", str(tmp_path / "whole")]) == 0
+    assert main([*argv, "--run", str(tmp_path / "half"), "--task.epochs", "1"]) == 0
+    config = (tmp_path / "half" / "config.yaml").read_text()
+    (tmp_path / "half" / "config.yaml").write_text(config.replace("epochs: 1\n", "epochs: 2\n"))
+    assert main(["finetune", "islr", "--resume", str(tmp_path / "half")]) == 0
+    whole, half = (load_finetuned(tmp_path / name).state_dict() for name in ("whole", "half"))
+    assert all(torch.equal(value, half[name]) for name, value in whole.items())
+
+
+def test_a_run_is_the_encoder_and_frozen_features_are_those_of_evaluate(run, signs, tmp_path):
+    argv = ["finetune", "islr", "--encoder", str(run), "--data", str(signs), "--folds", "3"]
+    for classifier in ("knn", "probe"):
+        path = tmp_path / classifier
+        assert main([*argv, "--classifier", classifier, "--run", str(path), "--votes", "3"]) == 0
+        assert not (path / "model").exists()
+        assert results_of(path)["classifier"] == classifier
+    assert results_of(tmp_path / "knn")["votes"] == 3
+    linear = tmp_path / "linear"
+    assert (
+        main([*argv, "--preset", "linear", "--task.epochs", "1", "--task.batch_size", "8", "--run", str(linear)]) == 0
+    )
+    before = (run / "model" / "model.safetensors").read_bytes()
+    assert (linear / "model" / "encoder" / "model.safetensors").read_bytes() == before
+
+
+def test_score_files_of_another_model_are_added(signs, tmp_path):
+    argv = ["finetune", "islr", *TINY, "--data", str(signs / "index.csv"), "--train_split", "train"]
+    argv += ["--test_split", "test", "--classifier", "knn"]
+    rows = [row for row in csv.DictReader(open(signs / "index.csv")) if row["split"] == "test"]
+    names = sorted({row["label"] for row in rows})
+    perfect = torch.tensor([[float(row["label"] == name) for name in names] for row in rows])
+    write_scores(tmp_path / "other.json", Scores.of([row["path"] for row in rows], perfect, names))
+    argv += ["--fuse", f"[{tmp_path / 'other.json'}]", "--fuse_weights", "[0.1, 5.0]", "--run", str(tmp_path / "r")]
+    assert main(argv) == 0
+    found = results_of(tmp_path / "r")
+    assert found["metrics"]["top1_instance"] == 1.0 > found["alone"]["top1_instance"]
+
+
+def test_a_share_of_the_labels_keeps_every_class(signs, tmp_path, capsys):
+    argv = ["finetune", "islr", *TINY, "--data", str(signs / "index.csv"), "--train_split", "train"]
+    argv += ["--test_split", "test", "--labels", "0.25", "--classifier", "knn", "--run", str(tmp_path / "r")]
+    assert main(argv) == 0
+    assert results_of(tmp_path / "r")["train_clips"] == 8
+    assert "25 % of the labels: 8 clips" in capsys.readouterr().out
+
+
+def test_class_without_a_test_clip_is_left_out_of_the_mean_and_named(signs, tmp_path, capsys):
+    rows = list(csv.DictReader(open(signs / "index.csv")))
+    kept = [row for row in rows if not (row["split"] == "test" and row["label"] == "sign02")]
+    path = signs / "three.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(kept)
+    argv = ["finetune", "islr", *TINY, "--data", str(path), "--train_split", "train", "--test_split", "test"]
+    assert main([*argv, "--classifier", "knn", "--run", str(tmp_path / "r")]) == 0
+    assert results_of(tmp_path / "r")["classes_without_test_clip"] == ["sign02"]
+    assert "1 classes have no test clip and do not count per class, such as 'sign02'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (["--encoder", "stc:huge"], "--encoder stc:huge: stc has the presets paper, legacy, small"),
+        (["--encoder", "nowhere"], "--encoder nowhere is neither the folder of a run nor SYSTEM:PRESET"),
+        (["--encoder", "slp:small"], "slp takes clips of 79 keypoints"),
+        (["--classifier", "svm"], "--classifier must be one of trained, probe, knn, got 'svm'"),
+        (["--labels", "0"], "--labels must be in (0, 1], got 0"),
+        (["--folds", "1"], "--folds must be at least 2, got 1"),
+        (["--train_split", "train"], "--train_split and --test_split belong together"),
+        (["--train_split", "train", "--test_split", "train"], "are both 'train'; test on other clips"),
+        (["--train_split", "train", "--test_split", "dev"], "no row has the split 'dev'"),
+        (["--dataset", "wlasl100"], "--dataset and --lists belong together"),
+        (["--dataset", "wlasl7", "--lists", "x"], "--dataset must be one of wlasl100"),
+        (["--task.streams", "[pose]"], "config.streams must be among joint, motion"),
+        (["--task.optimizer", "lion"], "optimizer must be one of"),
+        (["--fuse", "[missing.json]"], "missing.json"),
+        (["--preset", "papers"], "--preset must be one of stc, stc_code, linear, masa, slp, got 'papers'"),
+    ],
+)
+def test_one_sentence_and_exit_code_2(extra, sentence, signs, tmp_path, capsys):
+    argv = ["finetune", "islr", *TINY, "--data", str(signs / "index.csv"), "--run", str(tmp_path / "r"), *extra]
+    argv += ["--preprocess.layout", "49"] if "slp:small" in extra else []
+    assert main(argv) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("slrfast: ")]
+    assert len(said) == 1 and sentence in said[0]
+    assert not (tmp_path / "r").exists()
+
+
+def test_test_clips_of_a_class_that_training_lacks(signs, tmp_path, capsys):
+    SyntheticSigns(num_classes=6, clips_per_class=1, num_signers=1).save(tmp_path / "more", "npz")
+    argv = ["finetune", "islr", *TINY, "--data", str(signs / "index.csv"), "--test_data", str(tmp_path / "more")]
+    assert main([*argv, "--run", str(tmp_path / "r")]) == 2
+    assert "2 classes of the test clips are none of training's, such as 'sign04'" in capsys.readouterr().err
+
+
+def test_damaged_model_is_one_sentence(signs, tmp_path):
+    from slrfast.errors import CheckpointError
+
+    argv = ["finetune", "islr", *TINY, "--data", str(signs / "index.csv"), "--task.epochs", "1"]
+    assert main([*argv, "--run", str(tmp_path / "r")]) == 0
+    model = tmp_path / "r" / "model"
+    text = (model / "task.json").read_text()
+    for wrong in ("{", text.replace("islr", "cooking"), text.replace('"STC"', '"XYZ"'), "[]"):
+        (model / "task.json").write_text(wrong)
+        with pytest.raises(CheckpointError, match="cannot be read as a fine-tuned model"):
+            load_finetuned(model)
+    (model / "task.json").write_text(text)
+    (model / "head.safetensors").write_bytes(b"\x00" * 10)
+    with pytest.raises(CheckpointError, match="cannot be read as this head"):
+        load_finetuned(model)
