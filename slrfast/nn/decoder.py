@@ -67,11 +67,10 @@ class DecoderBlock(nn.Module):
             [R, L, dim], and the keys and values of all tokens so far [2, R, H, t + L, d].
         """
         dropout = self.dropout.p if self.training else 0.0
-        query, *key_value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        own = torch.stack(key_value)
-        own = own if past is None else torch.cat((past, own), -2)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        own = qkv[1:] if past is None else torch.cat((past, qkv[1:]), -2)
         attended = F.scaled_dot_product_attention(
-            query, own[0], own[1], dropout_p=dropout, is_causal=past is None and x.shape[1] > 1
+            qkv[0], own[0], own[1], dropout_p=dropout, is_causal=past is None and x.shape[1] > 1
         )
         x = self.norm_attention(x + _drop(self.out(attended.transpose(1, 2).flatten(2)), dropout))
         # the hypotheses of a clip are more queries to the same frames, whose keys need no copies

@@ -67,12 +67,12 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
 
 
 def _with_sentences(values: Mapping[str, Any], train: ClipDataset, test: ClipDataset | None) -> Data:
-    source, notes = values["captions"], []
-    captions = _captions(source, values["train_list"], train)
+    source, notes = values["captions"], list[str]()
+    captions = _captions(source, values["train_list"], train, notes)
     other = values["test_captions"] or (source if _has_splits(source) else None)
     test_captions = captions
     if other:
-        test_captions = _captions(other, values["test_list"], train if test is None else test)
+        test_captions = _captions(other, values["test_list"], train if test is None else test, notes)
         test = train if test is None else test
     elif test is None:
         train, test, held = _hold_out(train, values["folds"])
@@ -110,8 +110,8 @@ def _has_splits(source: str) -> bool:
     return Path(source).is_dir() or Path(source).suffix == ".pkl"
 
 
-def _captions(source: str, split: str, clips: ClipDataset) -> Mapping[str, Caption]:
-    """Sentences by clip name."""
+def _captions(source: str, split: str, clips: ClipDataset, notes: list[str]) -> Mapping[str, Caption]:
+    """Sentences by clip name; what their reader has to say is added to the notes."""
     if source == "glosses":
         return gloss_captions(clips)
     if not _has_splits(source) and not source.endswith((".corpus.csv", ".files")):
@@ -119,6 +119,7 @@ def _captions(source: str, split: str, clips: ClipDataset) -> Mapping[str, Capti
     found = read_sentences(source, split)
     if not any(one.sentence for one in found.sentences.values()):
         raise RunError(f"{source}: lists of {found.format} have glosses but no sentences here; use finetune cslr")
+    notes += found.notes
     return {name: Caption(one.sentence, "und") for name, one in found.sentences.items()}
 
 
