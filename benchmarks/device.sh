@@ -35,7 +35,7 @@ from benchmarks import machine
 print(json.dumps({"label": machine.label("cuda"), "versions": machine.versions()}, indent=1))
 PY
 step tests 200 "$python" -m pytest -q -p no:cacheprovider -k "cuda or gpu" tests/ops tests/kernels tests/systems || status=1
-modules=(systems.stc systems.masa systems.slp systems.hand_gcn systems.temporal systems.packed systems.stc_loss systems.ccl_loss systems.bank_memory systems.ema systems.loader systems.retrieval)
+modules=(systems.stc systems.masa systems.slp systems.hand_gcn systems.temporal systems.packed systems.stc_loss systems.ccl_loss systems.bank_memory systems.ema systems.loader systems.retrieval systems.translation_decode)
 for file in benchmarks/ops/[!_]*.py; do modules+=("ops.$(basename "$file" .py)"); done
 for module in "${modules[@]}"; do
   left=$((460 - SECONDS + started))

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,8 @@ class CaptionedDataset(WrappedDataset):
     torch.Size([2])
     """
 
+    WITHOUT: ClassVar[str] = "have no text and are unpaired"
+
     def __init__(self, dataset: ClipDataset, captions: Mapping[str, Caption], encoder: Tokenizer) -> None:
         super().__init__(dataset)
         names = dataset.names
@@ -190,7 +192,7 @@ class CaptionedDataset(WrappedDataset):
             self.tokens.append(tokens)
             cut += [name] if left_out else []
         unpaired = sum(not len(tokens) for tokens in self.tokens)
-        notes = [f"{unpaired} of {len(names)} clips have no text and are unpaired"] if unpaired else []
+        notes = [f"{unpaired} of {len(names)} clips {self.WITHOUT}"] if unpaired else []
         notes += [f"{len(empty)} captions are empty: {some(empty)}"] if empty else []
         if cut:
             notes.append(f"{len(cut)} texts were cut to {encoder.max_tokens} tokens: {some(cut)}")

@@ -4,6 +4,7 @@ from slrfast.nn import convert
 from slrfast.nn.attention import AttentionPool, PoseTransformer
 from slrfast.nn.bank import FactoredBank, MemoryBank
 from slrfast.nn.convert import ChannelsFirst
+from slrfast.nn.decoder import DecoderCache, TokenDecoder
 from slrfast.nn.embedding import PoseEmbedding
 from slrfast.nn.flow import Flow, FlowConfig, IdentityFlow
 from slrfast.nn.gcn import GCNBlock, GraphConv, PartGCN
@@ -21,6 +22,7 @@ from slrfast.nn.temporal import TemporalBlock
 __all__ = [
     "AttentionPool",
     "ChannelsFirst",
+    "DecoderCache",
     "FactoredBank",
     "FeatureConsistency",
     "Flow",
@@ -43,6 +45,7 @@ __all__ = [
     "Saved",
     "SemanticPositives",
     "TemporalBlock",
+    "TokenDecoder",
     "convert",
     "load_r3d",
     "sinusoidal_positions",

@@ -90,9 +90,11 @@ class Task:
 
 def tasks() -> dict[str, Task]:
     """All tasks by name."""
-    from slrfast.train import finetune_cslr, finetune_islr, finetune_retrieval
+    from slrfast.train import finetune_cslr, finetune_islr, finetune_retrieval, finetune_slt
 
-    return {module.TASK.name: module.TASK for module in (finetune_islr, finetune_cslr, finetune_retrieval)}
+    return {
+        module.TASK.name: module.TASK for module in (finetune_islr, finetune_cslr, finetune_slt, finetune_retrieval)
+    }
 
 
 def finetune_command(argv: Sequence[str]) -> int:

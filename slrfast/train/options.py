@@ -28,7 +28,7 @@ TRAIN_HELP = {
     "knn_every": "epochs between two kNN accuracies on the labelled clips, 0 for none",
 }
 
-_PATHS = ("data", "test_data", "sentences", "encoder", "videos", "flow", "captions", "text_encoder")
+_PATHS = ("data", "test_data", "sentences", "encoder", "videos", "flow", "captions", "test_captions", "text_encoder")
 # values of --data, --videos, --flow, --captions and --text_encoder that name no file
 _NO_PATHS = ("synthetic", "fingerspelling", "rendered", "identity", "glosses", "tiny")
 

@@ -38,6 +38,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.evaluation_picture = self.path / "evaluation.png"
         self.evaluation_skipped = self.path / "evaluation-skipped.txt"
+        self.translations = self.path / "translations.json"
         self.skipped = self.path / "skipped.txt"
         self.loss_picture = self.path / "loss.png"
         self.views_picture = self.path / "views.png"

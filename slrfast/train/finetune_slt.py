@@ -1,0 +1,183 @@
+"""``slrfast finetune slt``: gloss-free translation into sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slrfast.data import ClipDataset
+from slrfast.data.continuous_lists import read_sentences
+from slrfast.data.subwords import UNK, Subwords, TranslationDataset
+from slrfast.data.text import Caption, gloss_captions, read_captions
+from slrfast.data.wrapped import match, some
+from slrfast.errors import SlrfastError, one_line
+from slrfast.tasks.probe import group_folds
+from slrfast.tasks.translation import Translator
+from slrfast.tasks.translation_metrics import translation_metrics
+from slrfast.train.config import RunError
+from slrfast.train.finetune import Data, Say, Task, check_count, name_of, open_clips
+from slrfast.train.loading import load_batches
+from slrfast.train.options import Parser
+from slrfast.train.runs import RunFolder, write_json
+from slrfast.train.scoring import aligned
+
+SHOWN = 3
+"""Translations that are printed."""
+_HAN = re.compile("[\u3400-\u9fff]")
+_COLUMNS = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+
+
+def _add_options(parser: Parser) -> list[str]:
+    """The task's own options."""
+    texts = "CSV or JSON with the sentence of every clip, annotations of Phoenix14-T or CSL-Daily, or 'glosses'"
+    parser.add_argument("--captions", type=str, required=True, help=texts)
+    parser.add_argument("--test_captions", type=str, help="the same of the test clips (default: --captions)")
+    parser.add_argument("--train_list", type=str, default="train", help="split of the annotations to train on")
+    parser.add_argument("--test_list", type=str, default="test", help="split of the annotations to test on")
+    parser.add_argument("--vocabulary", type=int, default=8000, help="most subwords that are learned")
+    parser.add_argument("--lowercase", action="store_true", help="drop capital letters, also of what is compared with")
+    parser.add_argument("--folds", type=int, default=4, help="without test clips: one of so many parts of the signers")
+    return ["captions", "test_captions", "train_list", "test_list", "vocabulary", "lowercase", "folds"]
+
+
+def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
+    """Clips with sentences to train and test on, and the vocabulary of those to train on.
+
+    Test clips are those of --test_data or --test_split, else those that --test_captions or the annotations' test split
+    name, else whole groups that are held out.
+    """
+    if not hasattr(system, "frame_dim"):
+        raise RunError(f"slt needs features of frames, which {name_of(system)} has none of; pre-train slp or masa")
+    check_count(vocabulary=values["vocabulary"], folds=values["folds"])
+    translation_metrics(["a"], ["a"])  # what it needs is missed now, not after training
+    train, test = open_clips(values, system)
+    try:
+        with torch.no_grad(), system.evaluating():
+            system.frame_features(train.batch([0]))
+        return _with_sentences(values, train, test)
+    except SlrfastError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
+
+
+def _with_sentences(values: Mapping[str, Any], train: ClipDataset, test: ClipDataset | None) -> Data:
+    source, notes = values["captions"], list[str]()
+    captions = _captions(source, values["train_list"], train, notes)
+    other = values["test_captions"] or (source if _has_splits(source) else None)
+    test_captions = captions
+    if other:
+        test_captions = _captions(other, values["test_list"], train if test is None else test, notes)
+        test = train if test is None else test
+    elif test is None:
+        train, test, held = _hold_out(train, values["folds"])
+        notes.append(f"held out for the test: {held}")
+    if not captions:
+        raise RunError(f"--captions {source}: there is no sentence for any clip")
+    # of captions that belong to no clip, for the sentence about that, which TranslationDataset has
+    texts = [caption.text for caption in match(train.names, captions) if caption is not None]
+    vocabulary = Subwords.train(
+        texts or [caption.text for caption in captions.values()],
+        size=values["vocabulary"], lowercase=values["lowercase"], max_tokens=values["task"].max_tokens,
+    )  # fmt: skip
+    told = []
+    for what, clips, theirs in (("training", train, captions), ("test", test, test_captions)):
+        try:
+            data = TranslationDataset(clips, theirs, vocabulary)
+        except SlrfastError as error:
+            raise RunError(f"{what} clips: {error}") from error
+        told.append(data.with_sentences())
+        notes += [f"{what}: {note}" for note in data.notes[len(clips.notes) :]]
+    both = sorted(set(told[0].names) & set(told[1].names)) if test is train else []
+    if both:
+        raise RunError(f"{len(both)} clips have sentences to train on and to test on: {some(both)}")
+    tokens = torch.cat(told[0].tokens)
+    if unknown := int((tokens == UNK).sum()):
+        notes.append(
+            f"{unknown} of {len(tokens)} training tokens are <unk>: --vocabulary has no room for all characters"
+        )
+    notes.append(f"{len(vocabulary)} subwords of {len(set(told[0].sentences))} different training sentences")
+    return Data(told[0], told[1], {"vocabulary": vocabulary.to_json()}, notes)
+
+
+def _has_splits(source: str) -> bool:
+    """Whether this is annotations of several splits."""
+    return Path(source).is_dir() or Path(source).suffix == ".pkl"
+
+
+def _captions(source: str, split: str, clips: ClipDataset, notes: list[str]) -> Mapping[str, Caption]:
+    """Sentences by clip name; what their reader has to say is added to the notes."""
+    if source == "glosses":
+        return gloss_captions(clips)
+    if not _has_splits(source) and not source.endswith((".corpus.csv", ".files")):
+        return read_captions(source, language="und")
+    found = read_sentences(source, split)
+    if not any(one.sentence for one in found.sentences.values()):
+        raise RunError(f"{source}: lists of {found.format} have glosses but no sentences here; use finetune cslr")
+    notes += found.notes
+    return {name: Caption(one.sentence, "und") for name, one in found.sentences.items()}
+
+
+def _hold_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset, str]:
+    """Clips to train on and to test on, and who is in the test: whole groups, or single clips of no known group."""
+    if folds < 2:
+        raise RunError(f"--folds must be at least 2, got {folds}")
+    grouped = len(set(clips.groups)) > 1
+    held = group_folds(clips.groups if grouped else clips.names, folds)[0]
+    names = some(sorted({clips.groups[i] for i in held}), 8) if grouped else "single clips, no groups are known"
+    return clips.subset(np.setdiff1d(np.arange(len(clips)), held).tolist()), clips.subset(held.tolist()), names
+
+
+def tokenizer_for(references: Sequence[str]) -> str:
+    """sacrebleu's tokenizer of the metrics: "zh" if most references have Chinese characters, else "13a".
+
+    >>> tokenizer_for(["es regnet"]), tokenizer_for(["下雨"])
+    ('13a', 'zh')
+    """
+    chinese = sum(bool(_HAN.search(text)) for text in references)
+    return "zh" if 2 * chinese > len(references) else "13a"
+
+
+def _test(model: Translator, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
+    clips = data.test
+    assert isinstance(clips, TranslationDataset)
+    device, size = next(model.parameters()).device, model.config.batch_size
+    by_length = np.argsort(clips.lengths, kind="stable").tolist()
+    hypotheses = [""] * len(clips)
+    order = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+    for indices, batch in zip(order, load_batches(clips, order), strict=True):
+        for i, text in zip(indices, model.translate(batch.to(device)), strict=True):
+            hypotheses[i] = text
+    metrics = translation_metrics(hypotheses, clips.sentences, tokenizer=tokenizer_for(clips.sentences))
+    rows = [
+        {"name": one_line(name), "reference": reference, "hypothesis": hypothesis}
+        for name, reference, hypothesis in zip(clips.names, clips.sentences, hypotheses, strict=True)
+    ]
+    tested = {"metrics": metrics, "subwords": len(model.vocabulary), "empty_translations": hypotheses.count("")}
+    if folder is not None:
+        write_json(folder.translations, {**tested, "translations": rows})
+    numbers = [f"{metrics[key]:.2f}" for key in _COLUMNS]
+    table = aligned([["", *_COLUMNS.values()], [f"{len(rows)} clips", *numbers]], text_columns=1)
+    shown = [f"\n{row['name']}\n  {row['reference']}\n  {row['hypothesis'] or '(nothing)'}" for row in rows[:SHOWN]]
+    return tested, "\n".join([table, metrics["bleu_signature"], metrics["rouge_variant"], *shown])  # type: ignore[list-item]
+
+
+TASK = Task(
+    Translator,
+    "Translate continuous signing into sentences, without glosses. Fine-tunes the encoder of a run (slp or masa) with\n"
+    "an MLP and a transformer decoder; translates the test clips with beam search, scored by BLEU and ROUGE-L.",
+    [
+        "slt --encoder runs/first --data poses/ --captions PHOENIX-2014-T/annotations/manual --run runs/words",
+        "slt --encoder runs/first --data index.csv --train_split train --test_split test --captions captions.csv",
+        "slt --encoder slp:small --data synthetic --captions glosses --preset small --task.epochs 3",
+    ],
+    ("slp", "small"),
+    _add_options,
+    open_data,
+    _test,
+)
