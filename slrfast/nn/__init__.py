@@ -20,6 +20,7 @@ from slrfast.nn.saved import Saved
 from slrfast.nn.temporal import TemporalBlock
 
 __all__ = [
+    "R3D",
     "AttentionPool",
     "ChannelsFirst",
     "DecoderCache",
@@ -41,7 +42,6 @@ __all__ = [
     "PoseEmbedding",
     "PoseTransformer",
     "ProjectionHead",
-    "R3D",
     "Saved",
     "SemanticPositives",
     "TemporalBlock",

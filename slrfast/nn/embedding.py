@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slrfast import graphs
+from slrfast import checks, graphs
 from slrfast.nn.gcn import PartGCN
 from slrfast.nn.temporal import TemporalBlock
 
@@ -25,6 +25,9 @@ class PoseEmbedding(nn.Module):
         dropout: inside the graph networks' blocks.
         frame_dropout: on the vectors they give.
         input_eps: epsilon of the input normalisation.
+        hand_statistics: what the hands' normalisations see in training: "each" hand's own batch statistics, as in the
+            STC and MASA authors' code, or those of "both" together. Evaluation has one set of running statistics, so
+            with "each" it differs from training the more the hands differ, as where one is mostly missing.
         temporal: two temporal blocks behind each graph network; every vector then sees four frames to either side.
     """
 
@@ -37,9 +40,12 @@ class PoseEmbedding(nn.Module):
         dropout: float = 0.05,
         frame_dropout: float = 0.25,
         input_eps: float = 1e-5,
+        hand_statistics: str = "each",
         temporal: bool = True,
     ) -> None:
         super().__init__()
+        checks.choice("PoseEmbedding", ("each", "both"), hand_statistics=hand_statistics)
+        self.groups = 2 if hand_statistics == "each" else 1
         self.hand_gcn, self.trunk_gcn = (
             PartGCN(graph, gcn_channels, dim, dropout=dropout, frame_dropout=frame_dropout, input_eps=input_eps)
             for graph in (graphs.HAND21, trunk_graph)
@@ -53,12 +59,12 @@ class PoseEmbedding(nn.Module):
 
         Without temporal blocks also packed frames [S, 49, 2] -> [S, dim].
         """
-        hands = self.hand_gcn(torch.stack((x[..., RIGHT, :], x[..., LEFT, :])), groups=2)
+        hands = self.hand_gcn(torch.stack((x[..., RIGHT, :], x[..., LEFT, :])), groups=self.groups)
         trunk = self.trunk_gcn(x[..., TRUNK, :])
         if self.hand_temporal:
             rows = hands.flatten(0, 1).mT
             for block in self.hand_temporal:
-                rows = block(rows, groups=2)
+                rows = block(rows, groups=self.groups)
             hands = rows.mT.unflatten(0, (2, -1))
             trunk = self.trunk_temporal(trunk.mT).mT
         right, left = hands

@@ -51,7 +51,8 @@ class MASAEncoder(PoseEmbedding):
     def __init__(self, config: MASAConfig) -> None:
         super().__init__(
             config.dim, config.gcn_channels, graphs.TRUNK7_LEGACY if config.legacy_trunk_graph else graphs.TRUNK7,
-            dropout=config.gcn_dropout, frame_dropout=config.frame_dropout, input_eps=config.input_eps, temporal=False,
+            dropout=config.gcn_dropout, frame_dropout=config.frame_dropout, input_eps=config.input_eps,
+            hand_statistics=config.hand_statistics, temporal=False,
         )  # fmt: skip
         width = 3 * config.dim
         self.view_ratio = config.view_ratio

@@ -15,6 +15,7 @@ _CHOICES = {
     "loss": ("l2", "l1"),
     "schedule": ("linear", "steps"),
     "bank_dtype": ("float32", "bfloat16"),
+    "hand_statistics": ("each", "both"),
 }
 
 
@@ -36,6 +37,8 @@ class MASAConfig:
         head_hidden: width of the hidden layer that predicts motion.
         gcn_dropout, frame_dropout, transformer_dropout: probabilities.
         input_eps: epsilon of the input normalisation.
+        hand_statistics: what the hands' normalisations see in training: "each" hand's own batch statistics, as in the
+            authors' code, or those of "both" together, as evaluation does.
         legacy_trunk_graph: the authors' pooled trunk graph, in which the nose is isolated.
         interval: k, frames between the two positions of a motion residual.
         motion_threshold: eps_m, pixels of the 256 box.
@@ -73,6 +76,7 @@ class MASAConfig:
     frame_dropout: float = 0.25
     transformer_dropout: float = 0.1
     input_eps: float = 1e-5
+    hand_statistics: str = "each"
     legacy_trunk_graph: bool = False
     interval: int = 3
     motion_threshold: float = 5.0

@@ -27,6 +27,7 @@ class PartEncoder(PoseEmbedding):
         super().__init__(
             config.dim, config.gcn_channels, graphs.TRUNK7_LEGACY if config.legacy_trunk_graph else graphs.TRUNK7,
             dropout=config.gcn_dropout, frame_dropout=config.frame_dropout, input_eps=config.input_eps,
+            hand_statistics=config.hand_statistics,
         )  # fmt: skip
         self.view_ratio = config.view_ratio
         self.token = nn.Parameter(torch.randn(config.dim))

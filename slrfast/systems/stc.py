@@ -70,6 +70,7 @@ class STCEncoder(PoseEmbedding):
         super().__init__(
             config.dim, config.gcn_channels, graphs.TRUNK7_LEGACY if config.legacy_trunk_graph else graphs.TRUNK7,
             dropout=config.gcn_dropout, frame_dropout=config.frame_dropout, input_eps=config.input_eps,
+            hand_statistics=config.hand_statistics,
         )  # fmt: skip
         self.hand_pool, self.trunk_pool = AttentionPool(config.dim), AttentionPool(config.dim)
         for module in self.modules():

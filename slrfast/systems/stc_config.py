@@ -14,6 +14,7 @@ _CHOICES = {
     "motion_source": ("before", "after"),
     "augmentation": ("paper", "legacy"),
     "bank_dtype": ("float32", "bfloat16"),
+    "hand_statistics": ("each", "both"),
     "optimizer": ("sgd", "adamw"),
 }
 
@@ -34,6 +35,8 @@ class STCConfig:
         heads, layers, hand_ffn, trunk_ffn: of the transformers.
         gcn_dropout, frame_dropout, transformer_dropout: probabilities.
         input_eps: epsilon of the input normalisation.
+        hand_statistics: what the hands' normalisations see in training: "each" hand's own batch statistics, as in the
+            authors' code, or those of "both" together, as evaluation does.
         legacy_trunk_graph: the authors' pooled trunk graph, in which the nose is isolated.
         total_head: a third head on hand + trunk with a bank of its own (legacy); knowledge transfer then uses it.
         normalize: scale embeddings to length one.
@@ -72,6 +75,7 @@ class STCConfig:
     frame_dropout: float = 0.25
     transformer_dropout: float = 0.1
     input_eps: float = 1e-5
+    hand_statistics: str = "each"
     legacy_trunk_graph: bool = False
     total_head: bool = False
     normalize: bool = True
