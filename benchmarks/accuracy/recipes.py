@@ -28,31 +28,25 @@ class Recipe:
     paper: Mapping[str, Any] = field(default_factory=dict)
 
 
+_SHORT = {
+    "epochs": 10, "batch_size": 64, "learning_rate": 1e-3, "hand_statistics": "both",
+}  # fmt: skip
+_FINETUNE = {
+    "epochs": 40, "milestones": (30, 36), "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 32,
+    **AUGMENTATION,
+}  # fmt: skip
+_POSES_ALONE = {"tasks": ("reconstruction",), "branches": ("manual",)}
 RECIPES = {
     "STC": Recipe(
         STC,
         49,
         {
-            "bank_size": 4096, "neighbors": 2048, "batch_size": 64, "learning_rate": 0.015, "epochs": 16,
-            "milestones": (12, 15),
+            **_SHORT, "bank_size": 4096, "neighbors": 2048, "optimizer": "adamw", "warmup": 0.5, "milestones": (7, 9),
         },
-        {"epochs": 40, "milestones": (30, 36), "learning_rate": 0.05, "batch_size": 32, **AUGMENTATION},
+        _FINETUNE,
     ),
-    "MASA": Recipe(
-        MASA,
-        49,
-        {"bank_size": 4096, "batch_size": 64, "epochs": 16, "warmup": 1.0, "semantic_ramp": 2.0},
-        {"epochs": 40, "milestones": (30, 36), "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 32,
-         **AUGMENTATION},
-    ),
-    "SLP": Recipe(
-        SLP,
-        79,
-        {"batch_size": 64, "epochs": 16, "tasks": ("reconstruction",), "branches": ("manual",)},
-        {"epochs": 40, "milestones": (30, 36), "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 32,
-         **AUGMENTATION},
-        {"tasks": ("reconstruction",), "branches": ("manual",)},
-    ),
+    "MASA": Recipe(MASA, 49, {**_SHORT, "bank_size": 4096, "warmup": 1.0, "semantic_ramp": 2.0}, _FINETUNE),
+    "SLP": Recipe(SLP, 79, {**_SHORT, "warmup": 1.0, **_POSES_ALONE}, _FINETUNE, _POSES_ALONE),
 }  # fmt: skip
 
 
@@ -76,17 +70,18 @@ _NO_TRANSFER, _CONTRAST = {"transfer_weight": 0.0}, {"transfer_weight": 0.0, "co
 ROWS: dict[str, Row] = {
     "scratch": Row("STC", pretrained=False),
     "STC": Row("STC"),
-    "STC without transfer": Row("STC", _NO_TRANSFER),
-    "STC, contrast alone": Row("STC", _CONTRAST),
-    "STC, joint alone": Row("STC", _JOINT),
-    "STC, motion alone": Row("STC", _MOTION),
-    "scratch, joint alone": Row("STC", _JOINT, pretrained=False),
-    "scratch, motion alone": Row("STC", _MOTION, pretrained=False),
     "MASA": Row("MASA"),
     "scratch, MASA's network": Row("MASA", pretrained=False),
+    "STC, joint alone": Row("STC", _JOINT),
+    "scratch, joint alone": Row("STC", _JOINT, pretrained=False),
+    "STC without transfer": Row("STC", _NO_TRANSFER),
     "SLP, masked poses": Row("SLP"),
     "scratch, SLP's network": Row("SLP", pretrained=False),
+    "STC, motion alone": Row("STC", _MOTION),
+    "scratch, motion alone": Row("STC", _MOTION, pretrained=False),
+    "STC, contrast alone": Row("STC", _CONTRAST),
 }
+"""In the order in which they are run."""
 
 
 def system_config(row: Row, size: str) -> Any:

@@ -79,7 +79,8 @@ class Runs:
         folder = self.run("pretrain", row, seed)
         folder.path.mkdir(parents=True, exist_ok=True)
         config = TrainConfig(seed=seed, device=self.device, log_every=10)
-        result = pretrain(system, clips.subset(chosen), config, folder, resume=folder.checkpoint.is_file())
+        going_on = folder.checkpoint.is_file()
+        result = pretrain(system, clips.subset(chosen), config, folder, resume=going_on, progress=False)
         if result.stopped_by:
             raise KeyboardInterrupt
         last = folder.read_metrics()[-1]
@@ -106,7 +107,7 @@ class Runs:
         folder = self.run(what, row, seed)
         folder.path.mkdir(parents=True, exist_ok=True)
         config = TrainConfig(seed=seed, device=self.device, log_every=100, checkpoint_every=10**6)
-        result = pretrain(model, clips.subset(train), config, folder)
+        result = pretrain(model, clips.subset(train), config, folder, progress=False)
         if result.stopped_by:
             raise KeyboardInterrupt
         device = choose_device(self.device)

@@ -27,6 +27,7 @@ class HolisticEmbedding(nn.Module):
         dropout: inside the graph networks' blocks.
         frame_dropout: on the vectors they give.
         input_eps: epsilon of the input normalisation.
+        hand_statistics: as for :class:`slrfast.nn.PoseEmbedding`.
 
     >>> embed = HolisticEmbedding(79, dim=8, gcn_channels=(4, 4, 8, 8, 8)).eval()
     >>> manual, non_manual = embed(torch.rand(5, 79, 2))
@@ -44,8 +45,11 @@ class HolisticEmbedding(nn.Module):
         dropout: float = 0.05,
         frame_dropout: float = 0.25,
         input_eps: float = 1e-5,
+        hand_statistics: str = "each",
     ) -> None:
         super().__init__()
+        checks.choice("HolisticEmbedding", ("each", "both"), hand_statistics=hand_statistics)
+        self.groups = 2 if hand_statistics == "each" else 1
         checks.require(keypoints in _BODIES, "HolisticEmbedding", "keypoints", "be 75 or 79", keypoints)
         self.parts = graphs.layout(keypoints).parts
         self.body, body_graph = _BODIES[keypoints]
@@ -64,7 +68,7 @@ class HolisticEmbedding(nn.Module):
     def manual(self, x: Tensor) -> Tensor:
         """Left hand, right hand and body of joints [..., V, C] alone: [..., 3 dim]."""
         hands = torch.stack((self._part(x, "left_hand"), self._part(x, "right_hand")))
-        return torch.cat((*self.hand_gcn(hands, groups=2), self.body_gcn(self._part(x, self.body))), -1)
+        return torch.cat((*self.hand_gcn(hands, groups=self.groups), self.body_gcn(self._part(x, self.body))), -1)
 
     def non_manual(self, x: Tensor) -> Tensor:
         """Face and mouth of joints [..., V, C] alone: [..., 2 dim]."""

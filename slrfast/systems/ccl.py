@@ -75,6 +75,7 @@ class PoseEncoder(nn.Module):
         self.embedding = HolisticEmbedding(
             75, config.dim, config.gcn_channels, in_channels=3,
             dropout=config.gcn_dropout, frame_dropout=config.frame_dropout, input_eps=config.input_eps,
+            hand_statistics=config.hand_statistics,
         )  # fmt: skip
 
         def transformer(groups: int, ffn: int) -> PoseTransformer:

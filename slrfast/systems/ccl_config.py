@@ -8,7 +8,12 @@ from typing import Any
 
 from slrfast import checks
 
-_CHOICES = {"label_bank": ("g", "f"), "flip": ("shared", "independent"), "bank_dtype": ("float32", "bfloat16")}
+_CHOICES = {
+    "label_bank": ("g", "f"),
+    "flip": ("shared", "independent"),
+    "bank_dtype": ("float32", "bfloat16"),
+    "hand_statistics": ("each", "both"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class CCLConfig:
         heads, layers, manual_ffn, non_manual_ffn: of the transformers.
         gcn_dropout, frame_dropout, transformer_dropout: probabilities.
         input_eps: epsilon of the input normalisation.
+        hand_statistics: what the hands' normalisations see in training: "each" hand's own batch statistics, as in the
+            code of STC and MASA, or those of "both" together, as evaluation does.
         embedding: size of f.
         temperature: tau of InfoNCE.
         mining_temperature: tau_spm of Eq. 7.
@@ -68,6 +75,7 @@ class CCLConfig:
     frame_dropout: float = 0.25
     transformer_dropout: float = 0.1
     input_eps: float = 1e-5
+    hand_statistics: str = "each"
     embedding: int = 128
     temperature: float = 0.07
     mining_temperature: float = 0.02

@@ -87,6 +87,7 @@ class SLPEncoder(nn.Module):
         self.embed = HolisticEmbedding(
             KEYPOINTS, config.dim, config.gcn_channels,
             dropout=config.gcn_dropout, frame_dropout=config.frame_dropout, input_eps=config.input_eps,
+            hand_statistics=config.hand_statistics,
         )  # fmt: skip
         unused = {"manual": ("hand_gcn", "body_gcn"), "non_manual": ("face_gcn", "mouth_gcn")}
         for branch in unused.keys() - set(config.branches):

@@ -36,6 +36,8 @@ class SLPConfig:
         window: s, frames that are averaged before the projection.
         gcn_dropout, frame_dropout, transformer_dropout: probabilities.
         input_eps: epsilon of the input normalisation.
+        hand_statistics: what the hands' normalisations see in training: "each" hand's own batch statistics, as in the
+            code of STC and MASA, or those of "both" together, as evaluation does.
         mask_ratio: share of the joints that are masked.
         mask_levels: how that is divided between single joints, whole frames and clips of frames.
         mask_span: frames of a masked clip.
@@ -70,6 +72,7 @@ class SLPConfig:
     frame_dropout: float = 0.25
     transformer_dropout: float = 0.1
     input_eps: float = 1e-5
+    hand_statistics: str = "each"
     mask_ratio: float = 0.4
     mask_levels: tuple[float, ...] = (1.0, 1.0, 1.0)
     mask_span: int = 8
@@ -104,6 +107,7 @@ class SLPConfig:
         rates = checks.are_numbers(self.betas, 2) and all(0 <= rate < 1 for rate in self.betas)
         checks.require(rates, op, "betas", "be two numbers in [0, 1)", self.betas)
         checks.choice(op, ("fine", "coarse"), similarity=self.similarity)
+        checks.choice(op, ("each", "both"), hand_statistics=self.hand_statistics)
         for name, all_of in (("tasks", TASKS), ("branches", BRANCHES)):
             chosen = getattr(self, name)
             rule = f"be {all_of[0]!r}, {all_of[1]!r} or both in this order"
