@@ -61,6 +61,8 @@ class FinetuneConfig:
         for field in ("encoder_rate", "weight_decay", "warmup"):
             value = getattr(self, field)
             checks.require(0 <= value < float("inf"), name, field, "be finite and >= 0", value)
+        begin = all(milestone >= 0 for milestone in self.milestones)
+        checks.require(begin, name, "milestones", "be epochs >= 0", self.milestones)
         for field in ("momentum", *(["betas"] if self.optimizer == "adamw" else [])):
             values = getattr(self, field)
             inside = all(0 <= value < 1 for value in (values if isinstance(values, tuple) else (values,)))
@@ -166,7 +168,8 @@ class Finetuned(nn.Module):
         try:
             missing, unexpected = self.load_state_dict(load_file(path), strict=False)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise CheckpointError(one_line(f"{path}: cannot be read as this head ({error})")) from error
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(one_line(f"{path}: cannot be read as this head ({reason})")) from error
         wrong = [name for name in [*missing, *unexpected] if not name.startswith("encoder.")]
         if wrong:
             raise CheckpointError(f"{path}: is no head of this task, {wrong[0]!r} does not fit")

@@ -21,7 +21,7 @@ FUSIONS = ("late", "sum", "concat", "adaptive")
 
 @dataclass(frozen=True)
 class RecognizerConfig(FinetuneConfig):
-    """How signs are recognised; the defaults are STC's fine-tuning, :meth:`masa` and :meth:`slp` are theirs.
+    """How signs are recognised; the defaults are STC's fine-tuning, :meth:`masa`, :meth:`ccl` and :meth:`slp` theirs.
 
     STC drops the learning rate at epochs that it does not state; its 60 epochs are the paper's, (40, 50) are ours.
 
@@ -30,6 +30,8 @@ class RecognizerConfig(FinetuneConfig):
         parts: of STC, "hand", "trunk" or both; empty takes all.
         fusion: of several streams: "late" averages the logits of a classifier each; "sum", "concat" and "adaptive" fuse
             the vectors, and one classifier reads that.
+        supervision: in late fusion, what is taught: the average of the logits "together" (STC), or "each" classifier
+            alone, whose losses are added (CCL-SLR).
         frames: of a clip that are seen, a random window in training, the middle one in testing; None sees all.
         min_crop: without ``frames``, training sees a random window of U[min_crop, 1] of a clip.
         label_smoothing: of the cross-entropy.
@@ -42,6 +44,7 @@ class RecognizerConfig(FinetuneConfig):
     streams: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     fusion: str = "late"
+    supervision: str = "together"
     frames: int | None = None
     min_crop: float = 0.5
     label_smoothing: float = 0.0
@@ -56,6 +59,10 @@ class RecognizerConfig(FinetuneConfig):
         super().__post_init__()
         name = type(self).__name__
         checks.choice(name, FUSIONS, fusion=self.fusion)
+        checks.choice(name, ("together", "each"), supervision=self.supervision)
+        for field in ("streams", "parts"):
+            values = getattr(self, field)
+            checks.require(len(set(values)) == len(values), name, field, "name each once", ", ".join(values))
         if self.frames is not None:
             checks.integer_between(name, 1, 1 << 31, frames=self.frames)
         checks.require(0 < self.min_crop <= 1, name, "min_crop", "be in (0, 1]", self.min_crop)
@@ -89,6 +96,13 @@ class RecognizerConfig(FinetuneConfig):
     def masa(cls, **changes: Any) -> RecognizerConfig:
         """MASA: SGD, 60 epochs, a tenth every 20, 32 frames."""
         return replace(cls(milestones=(20, 40), frames=32), **changes)
+
+    @classmethod
+    def ccl(cls, **changes: Any) -> RecognizerConfig:
+        """CCL-SLR: SGD at 0.05, 40 epochs, a tenth at 25 and 35, batches of 128, every branch taught alone."""
+        return replace(
+            cls(learning_rate=0.05, epochs=40, milestones=(25, 35), batch_size=128, supervision="each"), **changes
+        )
 
     @classmethod
     def slp(cls, **changes: Any) -> RecognizerConfig:
@@ -127,6 +141,8 @@ class Recognizer(Finetuned):
             rule = f"be among {', '.join(known)}" if known else "be empty: this encoder has none"
             checks.require(not unknown, "Recognizer", f"config.{what}", rule, ", ".join(unknown))
         self.streams = config.streams or tuple(widths)
+        several = len(self.streams) > 1 or config.fusion == "late"
+        checks.require(several, "Recognizer", "config.fusion", "be 'late' for one stream", repr(config.fusion))
         sizes = {name: widths[name] for name in self.streams}
         self.fuse = EarlyFusion(list(sizes.values()), config.fusion) if config.fusion != "late" else None
         sizes = sizes if self.fuse is None else {"fused": self.fuse.width}
@@ -151,8 +167,12 @@ class Recognizer(Finetuned):
 
     def forward(self, batch: PoseBatch) -> Tensor:
         """Logits [B, C] of the clips as they are; of several streams the average."""
+        return self._logits(batch).mean(0)
+
+    def _logits(self, batch: PoseBatch) -> Tensor:
+        """Of every classifier, [H, B, C]."""
         vectors = self.features(batch)
-        return torch.stack([head(self.drop(vectors[name])) for name, head in self.heads.items()]).mean(0)
+        return torch.stack([head(self.drop(vectors[name])) for name, head in self.heads.items()])
 
     def training_step(self, batch: PoseBatch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The cross-entropy of a random window of every clip, and the share of clips that are recognised.
@@ -172,9 +192,12 @@ class Recognizer(Finetuned):
         with torch.no_grad():
             seen = window(batch, config.frames, config.min_crop, generator)
             seen = augmented(seen, config.augmentation, generator)
-        logits = self(seen).float()
-        loss = F.cross_entropy(logits, batch.label, label_smoothing=config.label_smoothing)
-        return {"loss": loss, "top1": (logits.detach().argmax(1) == batch.label).float().mean()}
+        each = self._logits(seen).float()
+        logits = each.mean(0)
+        taught = each if config.supervision == "each" else logits[None]
+        losses = [F.cross_entropy(x, batch.label, label_smoothing=config.label_smoothing) for x in taught]
+        top1 = (logits.detach().argmax(1) == batch.label).float().mean()
+        return {"loss": torch.stack(losses).sum(), "top1": top1}
 
     @torch.no_grad()
     def scores(self, batches: Iterable[PoseBatch]) -> Tensor:
@@ -185,4 +208,5 @@ class Recognizer(Finetuned):
             found = [self(centre(batch, self.config.frames)).float().cpu() for batch in batches]
         finally:
             self.train(mode)
+        checks.require(len(found) > 0, "Recognizer", "batches", "be one or more", 0)
         return torch.cat(found)

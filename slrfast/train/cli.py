@@ -43,7 +43,7 @@ USAGE = """usage: slrfast COMMAND [options]
 commands:
   demo             pre-train a small STC and evaluate it on held-out sign languages, in minutes
   pretrain SYSTEM  pre-train a system on pose files
-  evaluate         kNN and linear probe of a pre-trained run on held-out signers or languages
+  evaluate         kNN and linear probe of a pre-trained run on held-out signers; a fine-tuned run on other clips
   finetune TASK    train a pre-trained encoder for a task, and test it: islr, cslr, slt, retrieval
   search           find clips by a text, or texts by a pose file
   extract VIDEO... poses of videos, by rtmlib, MMPose or MediaPipe
@@ -199,10 +199,15 @@ def evaluate_command(argv: list[str]) -> int:
     parser = Parser(
         "evaluate",
         "kNN and linear probe on frozen features with whole groups (signers, languages) held out, next to the same\n"
-        "network untrained and to chance. Writes evaluation.json and evaluation.png into the run folder.",
-        ["evaluate --run runs/first", "evaluate --run runs/first --data labelled/ --folds 5 --json"],
+        "network untrained and to chance. Writes evaluation.json and evaluation.png into the run folder. A run of\n"
+        "finetune islr is tested on --data as it is, and writes evaluation.json.",
+        [
+            "evaluate --run runs/first",
+            "evaluate --run runs/first --data labelled/ --folds 5 --json",
+            "evaluate --run runs/signs --data others.csv --split test",
+        ],
     )
-    parser.add_argument("--run", type=str, required=True, help="folder of a pre-training run")
+    parser.add_argument("--run", type=str, required=True, help="folder of a run of pretrain, demo or finetune islr")
     parser.add_argument("--data", type=str, help="labelled clips (default: the data of the run)")
     parser.add_argument("--split", type=str, help="rows of the index file with this split")
     parser.add_argument("--folds", type=int, default=4, help="parts that the groups are divided into")

@@ -1,4 +1,7 @@
-"""``slrfast evaluate``: a pre-trained network next to the same network untrained and to chance, on held-out groups."""
+"""``slrfast evaluate``: a pre-trained network next to the same network untrained and to chance, on held-out groups.
+
+A run of ``slrfast finetune islr`` is tested as it is, on other clips.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from slrfast import checks
+from slrfast.data.isolated_presets import PRESETS
+from slrfast.tasks.finetuned import TASK
 from slrfast.train.config import (
     RunError,
     build_system,
@@ -14,9 +19,13 @@ from slrfast.train.config import (
     keypoints_of,
     load_system,
     open_dataset,
+    read_yaml,
     system_config,
 )
 from slrfast.train.demo import INPUTS
+from slrfast.train.finetune import Data, finetuned_for, load_finetuned, name_of
+from slrfast.train.finetune_islr import TASK as ISLR
+from slrfast.train.finetune_islr import with_labels_of
 from slrfast.train.inputs import with_inputs
 from slrfast.train.pictures import draw_embedding
 from slrfast.train.report import report_skipped
@@ -34,10 +43,10 @@ def evaluate_run(
     device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> tuple[dict[str, Any], str]:
-    """Evaluate a run's saved model; evaluation.json and evaluation.png go into the run folder.
+    """Evaluate a run's saved model; evaluation.json and, of pre-training, evaluation.png go into the run folder.
 
     Args:
-        run: run folder of ``slrfast pretrain`` or ``slrfast demo``.
+        run: run folder of ``slrfast pretrain``, ``slrfast demo`` or ``slrfast finetune islr``.
         data: labelled clips as for ``--data``; None takes the data that the run was pre-trained on.
         split: rows of an index file; None takes the run's own split with the run's own data, else all rows.
         folds: the groups are divided into so many parts, each held out once.
@@ -47,7 +56,8 @@ def evaluate_run(
     Returns:
         What evaluation.json holds, and the same as text for people.
     Raises:
-        RunError: not a run folder, no labels, folds < 2 or votes < 1.
+        RunError: not a run folder, or of another task; no labels, folds < 2 or votes < 1. CheckpointError: the model is
+            damaged.
     """
     try:
         checks.integer_between("evaluate", 2, 10**6, folds=folds)
@@ -55,6 +65,8 @@ def evaluate_run(
     except ValueError as error:
         raise RunError(str(error)) from error
     folder = RunFolder(run)
+    if (task := finetuned_for(folder)) is not None:
+        return _test_finetuned(folder, task, data, split, device, say)
     config = folder.read_config()
     name, trained_on = config["name"], config.get("data")
     source = data or trained_on
@@ -96,6 +108,35 @@ def evaluate_run(
     write_json(folder.evaluation, results)
     draw_embedding(features, clips.labels, clips.names, folder.evaluation_picture)
     return results, _text(results, evaluation, folder)
+
+
+def _test_finetuned(
+    folder: RunFolder, task: str, source: str | None, split: str | None, device: str, say: Callable[[str], None]
+) -> tuple[dict[str, Any], str]:
+    """Test the model of a run of ``finetune islr`` on labelled clips, whose classes are found by their names."""
+    if task != ISLR.name:
+        raise RunError(f"{folder.path}: evaluate tests pre-training and finetune {ISLR.name}, this is finetune {task}")
+    if not (folder.model / TASK).exists():
+        raise RunError(f"{folder.path}: this run of finetune {task} has no model")
+    if not source:
+        raise RunError(f"{folder.path}: --data is needed to test a fine-tuned model: labelled clips")
+    config, model = read_yaml(folder.config), load_finetuned(folder.model).to(choose_device(device))
+    name, trained_on, class_names = name_of(model.encoder), config.get("data"), model.extra()["class_names"]
+    clips = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
+    clips = with_inputs(name, clips, {**config, "data": source, "split": split}, model.encoder, train=False)
+    report_skipped(clips, folder.evaluation_skipped, say)
+    test = with_labels_of(class_names, clips)
+    confusing = [preset.confusing for preset in PRESETS.values() if preset.name == config.get("dataset")]
+    settings = {"fuse": [], "confusing": confusing[0] if confusing else ()}
+    found, text = ISLR.test(model, Data(test, test, model.extra(), settings=settings), None)
+    same = isinstance(trained_on, str) and _one_name(source) == _one_name(trained_on)
+    saw = same and (split is None or split == config.get("train_split"))
+    results = {"run": str(folder.path), "data": source, "split": split, "clips": len(test), **found}
+    results["training_may_have_seen_these_clips"] = saw
+    write_json(folder.evaluation, results)
+    lines = [f"{len(test)} clips of {len(class_names)} classes", "", text, ""]
+    lines += ["The run was trained on clips of this data, so that this may be no test."] if saw else []
+    return results, "\n".join([*lines, f"evaluation.json is in {folder.path}"])
 
 
 def _one_name(source: str) -> str:

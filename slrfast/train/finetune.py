@@ -14,7 +14,7 @@ import torch
 
 from slrfast import checks
 from slrfast.data import ClipDataset, PreprocessOptions
-from slrfast.errors import CheckpointError, SlrfastError
+from slrfast.errors import CheckpointError, SlrfastError, one_line
 from slrfast.systems import SYSTEMS
 from slrfast.tasks.finetuned import TASK, Finetuned
 from slrfast.train.config import (
@@ -26,8 +26,10 @@ from slrfast.train.config import (
     load_system,
     open_dataset,
     presets,
+    read_yaml,
     system_config,
 )
+from slrfast.train.inputs import with_inputs
 from slrfast.train.loop import pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.report import network_size, report_skipped, report_stop, speaker
@@ -165,7 +167,7 @@ def _options(task: Task, argv: Sequence[str]) -> TrainingOptions:
         "--encoder",
         type=str,
         required=True,
-        help="run of slrfast pretrain; SYSTEM:PRESET, such as stc:small, is the same from scratch",
+        help="run of slrfast pretrain or finetune; SYSTEM:PRESET, such as stc:small, is the same from scratch",
     )
     parser.add_argument(
         "--data", type=str, required=True, help="folder of pose files, index file, store or 'synthetic'"
@@ -212,7 +214,29 @@ def _where(encoder: str) -> tuple[str, Path | str]:
     run = RunFolder(encoder)
     if not run.config.is_file():
         raise RunError(f"--encoder {encoder} is neither the folder of a run nor SYSTEM:PRESET such as stc:small")
-    return run.read_config()["name"], run.model
+    if (task := finetuned_for(run)) is None:
+        return run.read_config()["name"], run.model
+    if not (run.model / TASK).exists():
+        raise RunError(f"--encoder {encoder}: this run of finetune {task} has no model")
+    system = _read_task(run.model)[1]
+    return next(name for name, kind in SYSTEMS.items() if kind is system), run.model / "encoder"
+
+
+def finetuned_for(run: RunFolder) -> str | None:
+    """The task that a run of ``slrfast finetune`` is of; None for other runs."""
+    name = read_yaml(run.existing().config).get("name")
+    return name if isinstance(name, str) and name in tasks() else None
+
+
+def _read_task(folder: Path) -> tuple[type[Finetuned], Any, Any, dict[str, Any]]:
+    """From task.json the task, the encoder's system, the config, and what else the task is made from."""
+    try:
+        values = json.loads((folder / TASK).read_text("utf-8"))
+        kind = tasks()[values["task"]].kind
+        system = next(each for each in SYSTEMS.values() if each.__name__ == values["system"])
+        return kind, system, config_of(kind.Config, values["config"]), dict(values["extra"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, StopIteration) as error:
+        raise CheckpointError(one_line(f"{folder}: cannot be read as a fine-tuned model ({error})")) from error
 
 
 def open_encoder(encoder: str, seed: int) -> Any:
@@ -251,14 +275,12 @@ def load_finetuned(folder: str | Path) -> Finetuned:
     folder = Path(folder)
     if not (folder / TASK).exists() and (folder / "model" / TASK).is_file():
         folder = folder / "model"
+    kind, system, config, extra = _read_task(folder)
+    encoder = system.from_pretrained(folder / "encoder")
     try:
-        values = json.loads((folder / TASK).read_text("utf-8"))
-        kind = tasks()[values["task"]].kind
-        system = next(each for each in SYSTEMS.values() if each.__name__ == values["system"])
-        config, extra = config_of(kind.Config, values["config"]), dict(values["extra"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, StopIteration) as error:
+        model = build_task(kind, config, encoder, extra, 0)
+    except RunError as error:
         raise CheckpointError(f"{folder}: cannot be read as a fine-tuned model ({error})") from error
-    model = build_task(kind, config, system.from_pretrained(folder / "encoder"), extra, 0)
     model.load_head(folder)
     return model
 
@@ -277,17 +299,14 @@ def open_clips(values: Mapping[str, Any], system: Any) -> tuple[ClipDataset, Cli
         raise RunError("--train_split and --test_split belong together; give both, or none to hold out whole groups")
     if not test_data and train_split and train_split == test_split:
         raise RunError(f"--train_split and --test_split are both {train_split!r}; test on other clips")
-    wanted = keypoints_of(name)
-    train = open_dataset(values["data"], train_split, preprocess, wanted)
-    test = None
-    if test_data or test_split:
-        test = open_dataset(test_data or values["data"], test_split, preprocess, wanted)
-    for each in (train, test):
-        got = wanted if each is None else each[0].xy.shape[1]
-        if got != wanted:
-            hint = f"use --preprocess.layout {wanted}"
-            raise RunError(f"{name} takes clips of {wanted} keypoints, these have {got}; {hint}")
-    return train, test
+
+    def opened(data: str, split: str | None) -> ClipDataset:
+        clips = open_dataset(data, split, preprocess, keypoints_of(name))
+        of_these = {**values, "data": data, "split": split, "preprocess": preprocess}
+        return with_inputs(name, clips, of_these, system, train=False)
+
+    train = opened(values["data"], train_split)
+    return train, opened(test_data or values["data"], test_split) if test_data or test_split else None
 
 
 def check_count(**counts: int) -> None:

@@ -25,10 +25,11 @@ from slrfast.tasks.confusion import (
 )
 from slrfast.tasks.fusion import late_fusion
 from slrfast.tasks.recognition import Recognizer
-from slrfast.tasks.score_files import Scores, read_scores, write_scores
+from slrfast.tasks.score_files import ScoreFileError, Scores, read_scores, write_scores
 from slrfast.train.config import RunError
 from slrfast.train.confusion_picture import draw_confusion
 from slrfast.train.finetune import Data, Say, Task, Test, check_count, open_clips
+from slrfast.train.inputs import OPTIONS
 from slrfast.train.loading import load_batches
 from slrfast.train.options import Parser
 from slrfast.train.runs import RunFolder
@@ -41,6 +42,7 @@ def _add_options(parser: Parser) -> list[str]:
     parser.add_argument("--dataset", type=str, help=f"whose split files --lists names: {', '.join(PRESETS)}")
     parser.add_argument("--lists", type=str, help="folder of the data set's split files")
     parser.add_argument("--class_list", type=str, help="class names, where the split files have none")
+    parser.add_argument("--videos", type=str, help=f"of an encoder that sees pictures: {OPTIONS['ccl']['videos']}")
     parser.add_argument("--labels", type=float, default=1.0, help="share of the training labels that is used")
     parser.add_argument("--folds", type=int, default=4, help="without test clips: one of so many parts of the signers")
     parser.add_argument(
@@ -49,7 +51,8 @@ def _add_options(parser: Parser) -> list[str]:
     parser.add_argument("--votes", type=int, default=10, help="neighbours of knn")
     parser.add_argument("--fuse", type=list[str], default=[], help="score files of other models, added to ours")
     parser.add_argument("--fuse_weights", type=list[float], default=[], help="of ours, then of each of --fuse")
-    return ["dataset", "lists", "class_list", "labels", "folds", "classifier", "votes", "fuse", "fuse_weights"]
+    own = ["dataset", "lists", "class_list", "videos", "labels", "folds", "classifier", "votes"]
+    return [*own, "fuse", "fuse_weights"]
 
 
 def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
@@ -57,6 +60,9 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
     if values["classifier"] not in CLASSIFIERS:
         raise RunError(f"--classifier must be one of {', '.join(CLASSIFIERS)}, got {values['classifier']!r}")
     check_count(folds=values["folds"], votes=values["votes"])
+    _check_streams(values, system)
+    if values["fuse_weights"] and not values["fuse"]:
+        raise RunError("--fuse_weights weighs the score files of --fuse, and there are none")
     other = [read_scores(path) for path in values["fuse"]]  # before hours of training
     train, test = open_clips(values, system)
     notes: list[str] = []
@@ -69,11 +75,32 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
     if values["labels"] != 1:
         train = share_of_labels(train, values["labels"], values["train"].seed)
         notes.append(f"{100 * values['labels']:g} % of the labels: {len(train)} clips")
-    for part in other:
-        late_fusion([_scores(test, torch.zeros(len(test), len(train.class_names)), train.class_names), part])
     settings = {"fuse": other, "fuse_weights": values["fuse_weights"] or None, "votes": values["votes"]}
+    if other:
+        ours = _scores(test, torch.zeros(len(test), len(train.class_names)), train.class_names)
+        try:
+            late_fusion([ours, *other], weights=settings["fuse_weights"])
+        except ScoreFileError:
+            raise
+        except ValueError as error:
+            raise RunError(str(error)) from error
     settings["confusing"] = PRESETS[values["dataset"]].confusing if values["dataset"] else ()
     return Data(train, test, {"class_names": list(train.class_names)}, notes, settings)
+
+
+def _check_streams(values: Mapping[str, Any], system: Any) -> None:
+    """RunError where the encoder lacks the pictures that it would see, or streams are chosen that are not looked at."""
+    task, trained = values["task"], values["classifier"] == "trained"
+    if not trained and (task.streams or task.parts):
+        raise RunError(
+            f"--classifier {values['classifier']} reads all streams; leave out --task.streams and --task.parts"
+        )
+    sees = getattr(system.config, "modalities", ())
+    if values["videos"] and "rgb" not in sees:
+        raise RunError("--videos: this encoder sees poses alone")
+    if "rgb" in (task.streams or sees) and "rgb" in sees and not values["videos"] and (trained or "pose" not in sees):
+        hint = "; or --task.streams [pose]" if "pose" in sees else ""
+        raise RunError(f"--videos must name the folder of the clips' videos, or 'rendered'{hint}")
 
 
 def _listed(
@@ -104,23 +131,38 @@ def _held_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset,
 
 
 def same_classes(train: ClipDataset, test: ClipDataset) -> tuple[ClipDataset, ClipDataset, list[str]]:
-    """The labelled clips of both, with the labels of ``train``; RunError for a class that training does not have."""
-    parts = []
-    for data, what in ((train, "training"), (test, "test")):
-        parts.append(data.subset(i for i, label in enumerate(data.labels) if label >= 0))
-        if not len(parts[-1]):
-            raise RunError(f"no {what} clip has a label")
-    train, test = parts
-    if test.class_names != train.class_names:
-        number = {name: i for i, name in enumerate(train.class_names)}
-        if unknown := sorted({test.class_names[label] for label in test.labels} - number.keys()):
-            raise RunError(f"{len(unknown)} classes of the test clips are none of training's, such as {unknown[0]!r}")
-        test = Relabelled(test, [number.get(name, -1) for name in test.class_names], train.class_names)
+    """The labelled clips of both, with the labels of ``train``.
+
+    Raises:
+        RunError: as :func:`with_labels_of`, or the training clips are of one class.
+    """
+    train = _labelled(train, "training")
+    if len(set(train.labels)) < 2:
+        raise RunError(f"all training clips are of one class, {train.class_names[train.labels[0]]!r}; give others too")
+    test = with_labels_of(train.class_names, test)
     notes = []
     if never := sorted(set(test.labels) - set(train.labels)):
         some = train.class_names[never[0]]
         notes.append(f"{len(never)} of the tested classes have no training clip, such as {some!r}")
     return train, test, notes
+
+
+def with_labels_of(class_names: Sequence[str], test: ClipDataset) -> ClipDataset:
+    """The labelled clips of ``test``, with labels as in ``class_names``; RunError for none, or for another class."""
+    test = _labelled(test, "test")
+    if list(test.class_names) == list(class_names):
+        return test
+    number = {name: i for i, name in enumerate(class_names)}
+    if unknown := sorted({test.class_names[label] for label in test.labels} - number.keys()):
+        raise RunError(f"{len(unknown)} classes of the test clips are none of training's, such as {unknown[0]!r}")
+    return Relabelled(test, [number.get(name, -1) for name in test.class_names], class_names)
+
+
+def _labelled(data: ClipDataset, what: str) -> ClipDataset:
+    kept = data.subset(i for i, label in enumerate(data.labels) if label >= 0)
+    if not len(kept):
+        raise RunError(f"no {what} clip has a label")
+    return kept
 
 
 class Relabelled(WrappedDataset):
@@ -186,7 +228,7 @@ def _frozen(kind: str, system: Any, data: Data, folder: RunFolder | None) -> tup
 
 def judge(scores: Tensor, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
     """Metrics of the test clips' scores [N, C], alone and fused with other models'; files and a picture of them."""
-    names, labels = data.train.class_names, torch.tensor(data.test.labels)
+    names, labels = data.extra["class_names"], torch.tensor(data.test.labels)
     own = _scores(data.test, scores, names)
     parts = {"": own}
     if data.settings["fuse"]:
@@ -237,7 +279,7 @@ TASK = Task(
         "islr --encoder runs/first --data labelled/ --labels 0.2 --fuse [i3d-scores.npz]",
         "islr --encoder stc:small --data synthetic --task.epochs 5",
     ],
-    ("stc", "stc_code", "linear", "masa", "slp"),
+    ("stc", "stc_code", "linear", "masa", "ccl", "slp"),
     _add_options,
     open_data,
     _test,

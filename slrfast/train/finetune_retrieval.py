@@ -14,7 +14,7 @@ from slrfast.tasks import group_folds
 from slrfast.tasks.retrieval import PLACES
 from slrfast.tasks.retriever import Retriever
 from slrfast.train import inputs
-from slrfast.train.config import RunError
+from slrfast.train.config import RunError, read_yaml
 from slrfast.train.finetune import Data, Say, Task, name_of, open_clips
 from slrfast.train.loading import load_batches
 from slrfast.train.options import Parser
@@ -56,7 +56,7 @@ def text_encoder_name(values: Mapping[str, Any]) -> str | None:
     if values.get("text_encoder") or not values.get("encoder"):
         return values.get("text_encoder")
     folder = RunFolder(values["encoder"])
-    return folder.read_config().get("text_encoder") if folder.config.is_file() else None
+    return read_yaml(folder.config).get("text_encoder") if folder.config.is_file() else None
 
 
 def with_encoder(dataset: ClipDataset, values: Mapping[str, Any], system: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def with_inputs(
         dataset: its clips.
         values: of the options above, and "data", "split" and "preprocess" of the command.
         system: gets its text encoder.
-        train: False leaves out what only training reads: masks and texts.
+        train: False leaves out what only pre-training reads, masks and texts, and pictures where no videos are given.
         say: told what was found.
     Raises:
         RunError: the clips have another layout than the system takes, or an option is missing.
@@ -78,7 +78,7 @@ def with_inputs(
         raise RunError(f"{name} takes clips of {wanted} keypoints, these have {got}; use --preprocess.layout {wanted}")
     made = dataset
     try:
-        if name == "ccl" and "rgb" in system.config.modalities:
+        if name == "ccl" and "rgb" in system.config.modalities and (train or values.get("videos")):
             made = _with_pictures(dataset, values, system.config, train)
         elif name == "slp" and train and "contrast" in system.config.tasks:
             made = _with_texts(dataset, values, system)

@@ -123,6 +123,8 @@ def training_options(
         known: its configs by the names of the presets; None are the presets of the system ``name``.
     """
     early = _early_options(argv)
+    if early["name"] not in (None, name):
+        raise RunError(f"--resume {early['resume']}: is a run of {early['name']}, not of {name}")
     preset = early["preset"] or preset
     known = {each: system_config(name, each) for each in presets(name)} if known is None else known
     if preset not in known:
@@ -198,4 +200,5 @@ def _early_options(argv: Sequence[str]) -> dict[str, str | None]:
     if file is not None and Path(file).is_file():
         values = read_yaml(Path(file))  # in any case: it refuses what is no YAML in one sentence
         found["preset"] = values.get("preset") if found["preset"] is None else found["preset"]
-    return found
+        found["name"] = values.get("name") if found["resume"] else None
+    return {"name": None, **found}

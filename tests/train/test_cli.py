@@ -431,7 +431,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path, tiny, signs)
 
 def test_the_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "slrfast.train.cli", "dance"], capture_output=True, text=True)
-    known = "there are demo, pretrain, evaluate, extract, finetune, fit-flow, info, pack, view"
+    known = "there are demo, pretrain, evaluate, extract, finetune, fit-flow, info, pack, search, view"
     assert done.returncode == 2 and done.stderr.strip().endswith(known)
 
 
