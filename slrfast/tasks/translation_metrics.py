@@ -58,7 +58,7 @@ def translation_metrics(
     corpus = bleu.corpus_score(list(hypotheses), [list(references)])
     found: dict[str, float | str] = {
         f"bleu{n}": BLEU.compute_bleu(
-            corpus.counts[:n], corpus.totals[:n], corpus.sys_len, corpus.ref_len, max_ngram_order=n
+            corpus.counts[:n], corpus.totals[:n], corpus.sys_len, corpus.ref_len, bleu.smooth_method, max_ngram_order=n
         ).score
         for n in (1, 2, 3, 4)
     }
