@@ -289,7 +289,8 @@ def insert(text: str, tables: str, name: str = "results") -> str:
 def render_accuracy(machines: Mapping[str, Sequence[Mapping]]) -> str:
     """The accuracy runs of every machine and size."""
     found = [accuracy.render(run) for runs in machines.values() for run in runs]
-    return "\n\n".join(found) if found else "No results have been recorded yet."
+    picture = f"![Accuracy]({ACCURACY.name})"
+    return "\n\n".join([picture, *found]) if found else "No results have been recorded yet."
 
 
 def pages() -> dict[Path, dict[str, str]]:

@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "paper"), default="small")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS))
     parser.add_argument("--minutes", type=float, help="start nothing new after so many")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--record", action="store_true", help="write what is done into benchmarks/results")
