@@ -179,10 +179,5 @@ class Recognizer(Finetuned):
     @torch.no_grad()
     def scores(self, batches: Iterable[PoseBatch]) -> Tensor:
         """Logits of whole clips (of the middle ``frames`` frames), [N, C] float32 on the CPU, in evaluation mode."""
-        mode = self.training
-        self.eval()
-        try:
-            found = [self(centre(batch, self.config.frames)).float().cpu() for batch in batches]
-        finally:
-            self.train(mode)
-        return torch.cat(found)
+        with self.evaluating():
+            return torch.cat([self(centre(batch, self.config.frames)).float().cpu() for batch in batches])

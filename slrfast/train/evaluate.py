@@ -71,7 +71,7 @@ def evaluate_run(
     if same:  # of other clips there are poses alone
         inputs = {**INPUTS.get(name, {}), **config, "data": source, "split": split}  # a demo's config names none
         dataset = with_inputs(name, dataset, inputs, networks["pre-trained"], train=False)
-    report_skipped(dataset, folder.evaluation_skipped, say)
+    report_skipped(dataset.skipped, folder.evaluation_skipped, say)
     clips = Labelled.of(dataset)
     features = {key: encode_dataset(system, dataset, clips.index, progress=key) for key, system in networks.items()}
     evaluation = Evaluation(clips)

@@ -39,7 +39,10 @@ def test_every_cumulative_bleu_is_sacrebleus_own():
 def test_an_order_without_a_match_is_smoothed_as_the_signature_says():
     from sacrebleu.metrics import BLEU
 
-    hypotheses, references = ["the wind blows in north", "sun shines today"], ["the wind blows from the north", "sun shines"]
+    hypotheses, references = (
+        ["the wind blows in north", "sun shines today"],
+        ["the wind blows from the north", "sun shines"],
+    )
     found, bleu = translation_metrics(hypotheses, references), BLEU()
     assert found["bleu4"] == bleu.corpus_score(hypotheses, [references]).score > 0
     assert found["bleu_signature"] == str(bleu.get_signature())
