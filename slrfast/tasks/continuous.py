@@ -185,12 +185,8 @@ class ContinuousRecognizer(Finetuned):
         """
         checks.integer_between("ContinuousRecognizer.decode", 0, 1 << 16, beam=0 if beam is None else beam)
         beam = self.config.beam if beam is None else beam
-        mode = self.training
-        self.eval()
-        try:
+        with self.evaluating():
             logits, steps = self(batch)
-        finally:
-            self.train(mode)
         log_probs = logits.log_softmax(2).cpu()
         if beam:
             tokens, counts, _ = ops.ctc_beam_search(log_probs, steps, beam=beam, blank=BLANK)

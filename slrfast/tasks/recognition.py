@@ -202,11 +202,7 @@ class Recognizer(Finetuned):
     @torch.no_grad()
     def scores(self, batches: Iterable[PoseBatch]) -> Tensor:
         """Logits of whole clips (of the middle ``frames`` frames), [N, C] float32 on the CPU, in evaluation mode."""
-        mode = self.training
-        self.eval()
-        try:
+        with self.evaluating():
             found = [self(centre(batch, self.config.frames)).float().cpu() for batch in batches]
-        finally:
-            self.train(mode)
         checks.require(len(found) > 0, "Recognizer", "batches", "be one or more", 0)
         return torch.cat(found)

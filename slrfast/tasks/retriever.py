@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,7 +146,7 @@ class Retriever(Finetuned):
         Raises:
             TypeError, ValueError: a batch that the encoder refuses.
         """
-        with self._evaluating():
+        with self.evaluating():
             parts = [_rows(self.encoder.encode_signs(batch)) for batch in batches]  # type: ignore[operator]
         return RowSets.cat(parts)
 
@@ -160,7 +159,7 @@ class Retriever(Finetuned):
         """
         encoder: Any = self.encoder
         parts = []
-        with self._evaluating():
+        with self.evaluating():
             for start in range(0, len(texts), batch_size):
                 some = texts[start : start + batch_size]
                 tokens = nn.utils.rnn.pad_sequence(list(some), batch_first=True)
@@ -179,15 +178,6 @@ class Retriever(Finetuned):
         signs, words = self.sign_rows(batches), self.text_rows([distinct[i] for i in range(len(distinct))])
         similarity = similarity_matrix(signs, words, row_temperature=self.row_temperature)
         return retrieval_metrics(similarity, ids, torch.arange(len(distinct)))
-
-    @contextmanager
-    def _evaluating(self):
-        mode = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(mode)
 
 
 def _rows(sequences: Any) -> RowSets:

@@ -149,9 +149,7 @@ class Translator(Finetuned):
             batch: clips on the encoder's device; their tokens are not read.
             beams: instead of the config's; may be more than the vocabulary has tokens.
         """
-        mode = self.training
-        self.eval()
-        try:
+        with self.evaluating():
             cache = DecoderCache(self.read(batch))
             beams = self.config.beams if beams is None else beams
             first = torch.arange(batch.size, device=batch.xy.device)[:, None] * beams
@@ -174,8 +172,6 @@ class Translator(Finetuned):
                 length_penalty=self.config.length_penalty,
                 device=batch.xy.device,
             )
-        finally:
-            self.train(mode)
 
     def translate(self, batch: PoseBatch, beams: int | None = None) -> list[str]:
         """A sentence for every clip, "" where the model has none; arguments as of :meth:`search`."""

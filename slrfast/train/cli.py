@@ -165,7 +165,7 @@ def _pretrain(options: TrainingOptions) -> int:
 
     def start() -> None:
         options.open_run()
-        report_skipped(dataset, options.run.skipped, say)
+        report_skipped(dataset.skipped, options.run.skipped, say)
         say(f"{options.command}: {len(dataset)} clips, {network_size(system)}; run folder {options.run.path}")
 
     result = pretrain(system, dataset, options.train, options.run, resume=options.resume, on_start=start)

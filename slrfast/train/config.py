@@ -134,11 +134,8 @@ def open_dataset(
     """
     if not source:
         raise RunError("--data is empty; name a store, a folder, an index file, 'synthetic' or 'fingerspelling'")
-    try:
-        defaults = PreprocessOptions(layout=layout)
-        options = PreprocessOptions(**preprocess) if preprocess else defaults
-    except (TypeError, ValueError) as error:
-        raise RunError(str(error)) from error
+    defaults = PreprocessOptions(layout=layout)
+    options = preprocess_options(preprocess, layout)
     if source == "synthetic":
         return SyntheticSigns(num_classes=20, clips_per_class=50, num_signers=12, options=options)
     if looks_packed(source):
@@ -149,6 +146,14 @@ def open_dataset(
         if source == "fingerspelling":
             return Fingerspelling(options=options, progress=True)
         return PoseDataset(source, split=split, options=options, progress=True)
+
+
+def preprocess_options(values: Mapping[str, Any] | None, layout: int) -> PreprocessOptions:
+    """The options of a mapping, without one the defaults of this layout; RunError where they are wrong."""
+    try:
+        return PreprocessOptions(**(values or {"layout": layout}))
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error)) from error
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ def demo(argv: Sequence[str]) -> int:
     if not options.resume:
         options = _fit_to_time(options, dataset, len(folds), began)
         options.open_run()
-    report_skipped(dataset, options.run.skipped, say)
+    report_skipped(dataset.skipped, options.run.skipped, say)
     say(f"{len(dataset)} clips, {len(set(dataset.groups))} {kind}; run folder {options.run.path}")
 
     evaluation = Evaluation(clips)

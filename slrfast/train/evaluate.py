@@ -83,7 +83,7 @@ def evaluate_run(
     if same:  # of other clips there are poses alone
         inputs = {**INPUTS.get(name, {}), **config, "data": source, "split": split}  # a demo's config names none
         dataset = with_inputs(name, dataset, inputs, networks["pre-trained"], train=False)
-    report_skipped(dataset, folder.evaluation_skipped, say)
+    report_skipped(dataset.skipped, folder.evaluation_skipped, say)
     clips = Labelled.of(dataset)
     features = {key: encode_dataset(system, dataset, clips.index, progress=key) for key, system in networks.items()}
     evaluation = Evaluation(clips)
@@ -124,7 +124,7 @@ def _test_finetuned(
     name, trained_on, class_names = name_of(model.encoder), config.get("data"), model.extra()["class_names"]
     clips = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
     clips = with_inputs(name, clips, {**config, "data": source, "split": split}, model.encoder, train=False)
-    report_skipped(clips, folder.evaluation_skipped, say)
+    report_skipped(clips.skipped, folder.evaluation_skipped, say)
     test = with_labels_of(class_names, clips)
     confusing = [preset.confusing for preset in PRESETS.values() if preset.name == config.get("dataset")]
     settings = {"fuse": [], "confusing": confusing[0] if confusing else ()}

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from slrfast import checks
-from slrfast.data import ClipDataset, PreprocessOptions
+from slrfast.data import ClipDataset, PoseBatch, PreprocessOptions
+from slrfast.data.synthetic_sentences import SyntheticSentences
+from slrfast.data.wrapped import some
 from slrfast.errors import CheckpointError, SlrfastError, one_line
 from slrfast.systems import SYSTEMS
+from slrfast.tasks import group_folds
 from slrfast.tasks.finetuned import TASK, Finetuned
 from slrfast.train.config import (
     RunError,
@@ -25,11 +29,13 @@ from slrfast.train.config import (
     keypoints_of,
     load_system,
     open_dataset,
+    preprocess_options,
     presets,
     read_yaml,
     system_config,
 )
 from slrfast.train.inputs import with_inputs
+from slrfast.train.loading import load_batches
 from slrfast.train.loop import pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.report import network_size, report_skipped, report_stop, speaker
@@ -37,6 +43,9 @@ from slrfast.train.runs import RunFolder, write_json
 
 Say = Callable[[str], None]
 Test = Callable[[Any, "Data", RunFolder | None], tuple[dict[str, Any], str]]
+
+SYNTHETIC = "synthetic"
+"""The value of --data for made-up clips."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Data:
         extra: what the task's constructor takes besides config and encoder.
         notes: lines for people: how the clips were divided, what was left out.
         settings: what else the test goes by.
+        skipped: files that could not be used, and why.
     """
 
     train: ClipDataset
@@ -56,6 +66,7 @@ class Data:
     extra: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ def _finetune(task: Task, argv: Sequence[str]) -> int:
 
     def start() -> None:
         options.open_run()
-        report_skipped(data.train, options.run.skipped, say)
+        report_skipped(data.skipped, options.run.skipped, say)
         for note in data.notes:
             say(note)
         size = "nothing to train" if direct else network_size(model)
@@ -285,28 +296,78 @@ def load_finetuned(folder: str | Path) -> Finetuned:
     return model
 
 
-def open_clips(values: Mapping[str, Any], system: Any) -> tuple[ClipDataset, ClipDataset | None]:
-    """The clips of --data and --train_split, and those of --test_data and --test_split, None if neither is given.
+class Clips(NamedTuple):
+    """Clips to train on, those to test on where options name them, and the files of both that could not be used."""
 
+    train: ClipDataset
+    test: ClipDataset | None
+    skipped: list[tuple[str, str]]
+
+
+def open_clips(values: Mapping[str, Any], system: Any, *, sentences: bool = False) -> Clips:
+    """The clips of --data and --train_split, and those of --test_data and --test_split if one of them is given.
+
+    Args:
+        values: of the options.
+        system: the encoder.
+        sentences: whether made-up clips are sentences, not single signs.
     Raises:
         RunError: the clips have another layout than the encoder takes, --test_split without --train_split, or both
             name the same clips.
     """
     name = name_of(system)
-    preprocess = dict(values["preprocess"])
+    wanted, preprocess = keypoints_of(name), dict(values["preprocess"])
     test_data, train_split, test_split = (values[key] for key in ("test_data", "train_split", "test_split"))
     if not test_data and bool(train_split) != bool(test_split):
         raise RunError("--train_split and --test_split belong together; give both, or none to hold out whole groups")
     if not test_data and train_split and train_split == test_split:
         raise RunError(f"--train_split and --test_split are both {train_split!r}; test on other clips")
+    if test_data and train_split == test_split and _same_place(test_data, values["data"]):
+        raise RunError(f"--test_data names the clips of --data, {test_data}; test on other clips, or leave it out")
 
-    def opened(data: str, split: str | None) -> ClipDataset:
-        clips = open_dataset(data, split, preprocess, keypoints_of(name))
-        of_these = {**values, "data": data, "split": split, "preprocess": preprocess}
+    def opened(source: str, split: str | None) -> ClipDataset:
+        if sentences and source == SYNTHETIC:
+            return SyntheticSentences(options=preprocess_options(preprocess, wanted))
+        clips = open_dataset(source, split, preprocess, wanted)
+        of_these = {**values, "data": source, "split": split, "preprocess": preprocess}
         return with_inputs(name, clips, of_these, system, train=False)
 
     train = opened(values["data"], train_split)
-    return train, opened(test_data or values["data"], test_split) if test_data or test_split else None
+    test = opened(test_data or values["data"], test_split) if test_data or test_split else None
+    return Clips(train, test, [*train.skipped, *(test.skipped if test is not None else ())])
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
+def hold_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset, str]:
+    """All clips but one of so many parts of the groups, that part, and a note on who is in it.
+
+    Where no groups are known single clips are held out; where there are fewer groups than parts, so many parts.
+
+    Raises:
+        RunError: fewer than two folds or clips.
+    """
+    groups = clips.groups
+    grouped = len(set(groups)) > 1
+    parts = groups if grouped else [f"clip {i}" for i in range(len(clips))]
+    if folds < 2:
+        raise RunError(f"--folds must be at least 2, got {folds}")
+    if len(clips) < 2:
+        raise RunError(f"there is {len(clips)} clip, too few to hold some out for the test")
+    held = group_folds(parts, min(folds, len(set(parts))))[0]
+    rest = np.setdiff1d(np.arange(len(clips)), held)
+    who = some(sorted({groups[i] for i in held}), 8) if grouped else "single clips, no groups are known"
+    return clips.subset(rest.tolist()), clips.subset(held.tolist()), f"held out for the test: {who}"
+
+
+def in_batches(clips: ClipDataset, model: Finetuned, order: Sequence[int] | None = None) -> Iterator[PoseBatch]:
+    """The clips, in this order if there is one, in batches of the model's size on its device."""
+    order, size = range(len(clips)) if order is None else order, model.config.batch_size
+    device = next(model.parameters()).device
+    places = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    return (batch.to(device) for batch in load_batches(clips, places))
 
 
 def check_count(**counts: int) -> None:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from slrfast.data import ClipDataset, PreprocessOptions
 from slrfast.data.continuous_lists import Sentence, read_sentences
 from slrfast.data.glosses import GlossedDataset, GlossVocabulary
-from slrfast.data.synthetic_sentences import SyntheticSentences
 from slrfast.data.wrapped import some
-from slrfast.files import replacing
 from slrfast.tasks.continuous import FRAMES_A_STEP, ContinuousRecognizer, check_encoder, steps_needed
 from slrfast.tasks.word_errors import WordErrors, word_errors
 from slrfast.train.config import RunError
-from slrfast.train.finetune import Data, Say, Task, open_clips
-from slrfast.train.loading import load_batches
+from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, hold_out, in_batches, open_clips
 from slrfast.train.options import Parser
+from slrfast.train.report import write_sentences
 from slrfast.train.runs import RunFolder
 from slrfast.train.scoring import aligned
 
-SENTENCES = "sentences.jsonl"
-_HELD_OUT = 4
+_FOLDS = 4
 
 
 def _add_options(parser: Parser) -> list[str]:
@@ -33,7 +26,7 @@ def _add_options(parser: Parser) -> list[str]:
         "--sentences", type=str, help="folder or file with the lists of Phoenix14, Phoenix14-T or CSL-Daily"
     )
     parser.add_argument("--train_list", type=str, default="train", help="split of the list that is trained on")
-    parser.add_argument("--test_list", type=str, default="dev", help="split of the list that is tested on")
+    parser.add_argument("--test_list", type=str, default="test", help="split of the list that is tested on")
     return ["sentences", "train_list", "test_list"]
 
 
@@ -44,8 +37,13 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
         word_errors([["a"]], [["a"]])  # rather now than after the training
     except (ImportError, ValueError) as error:
         raise RunError(str(error)) from error
-    if values["data"] == "synthetic":
-        clips, test_clips, asked, wanted, notes = _synthetic(values, system)
+    asked: Mapping[str, Sentence]
+    if values["data"] == SYNTHETIC:
+        made_up: Any
+        made_up, _, skipped = open_clips(values, system, sentences=True)
+        clips, test_clips, note = hold_out(made_up, _FOLDS)
+        asked, wanted = ({name: made_up.sentences[name] for name in part.names} for part in (clips, test_clips))
+        notes = [note]
     else:
         if not values["sentences"]:
             raise RunError("--sentences is needed: the folder or file of the lists that say what is signed")
@@ -53,8 +51,9 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
         asked, wanted = (found.sentences for found in lists)
         notes = [note for found in lists for note in found.notes]
         if both := sorted(asked.keys() & wanted.keys()):
-            raise RunError(f"{len(both)} sentences are in the lists of training and of the test: {some(both)}")
-        clips, found = open_clips(values, system)
+            hint = "give a folder with a list for each"
+            raise RunError(f"{len(both)} sentences are in the lists of training and of the test: {some(both)}; {hint}")
+        clips, found, skipped = open_clips(values, system)
         test_clips = clips if found is None else found
     try:
         vocabulary = GlossVocabulary.of(asked.values())
@@ -74,7 +73,7 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
             f"training: {len(short)} clips are too short for their glosses and teach nothing: {some(short)}; {hint}"
         )
     notes.append(f"{len(vocabulary)} glosses in the vocabulary")
-    return Data(train, test, {"glosses": vocabulary.glosses}, notes)
+    return Data(train, test, {"glosses": vocabulary.glosses}, notes, skipped=skipped)
 
 
 def too_short(data: GlossedDataset, most: int | None) -> list[str]:
@@ -87,30 +86,9 @@ def too_short(data: GlossedDataset, most: int | None) -> list[str]:
     return found
 
 
-def _synthetic(
-    values: Mapping[str, Any], system: Any
-) -> tuple[ClipDataset, ClipDataset, dict[str, Sentence], dict[str, Sentence], list[str]]:
-    """Made-up sentences, every fourth held out."""
-    try:
-        options = PreprocessOptions(**values["preprocess"])
-    except (TypeError, ValueError) as error:
-        raise RunError(str(error)) from error
-    if options.layout != system.keypoints:
-        raise RunError(
-            f"the encoder takes clips of {system.keypoints} keypoints; use --preprocess.layout {system.keypoints}"
-        )
-    data = SyntheticSentences(options=options)
-    held = np.arange(len(data)) % _HELD_OUT == _HELD_OUT - 1
-    train, test = (data.subset(np.flatnonzero(chosen).tolist()) for chosen in (~held, held))
-    asked, wanted = ({name: data.sentences[name] for name in part.names} for part in (train, test))
-    return train, test, asked, wanted, [f"made-up sentences, every {_HELD_OUT}th held out for the test"]
-
-
 def recognised(model: ContinuousRecognizer, data: GlossedDataset, beam: int) -> list[list[str]]:
     """The glosses of all clips in order; ``beam`` 0 is greedy."""
-    device, size = next(model.parameters()).device, model.config.batch_size
-    order = [list(range(i, min(i + size, len(data)))) for i in range(0, len(data), size)]
-    return [glosses for batch in load_batches(data, order) for glosses in model.decode(batch.to(device), beam)]
+    return [glosses for batch in in_batches(data, model) for glosses in model.decode(batch, beam)]
 
 
 def _test(model: ContinuousRecognizer, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
@@ -118,14 +96,14 @@ def _test(model: ContinuousRecognizer, data: Data, folder: RunFolder | None) -> 
     beam = model.config.beam
     found = {"beam": recognised(model, test, beam), "greedy": recognised(model, test, 0)}
     errors = {name: word_errors(test.references, glosses) for name, glosses in found.items()}
-    if folder is not None:
-        _write(folder, test, found["beam"])
     values = {name: {"wer": each.rate, **asdict(each)} for name, each in errors.items()}
     names = {"beam": f"prefix beam search, {beam}", "greedy": "greedy"}
     cells = [["", "WER", "sub", "del", "ins"], *([names[name], *_per_cent(each)] for name, each in errors.items())]
     text = aligned(cells, text_columns=1)
     if empty := errors["beam"].empty:
         text += f"\n{empty} of {len(test)} references have no glosses; what is recognised there is inserted"
+    if folder is not None:
+        text += f"\n{write_sentences(folder, test.names, test.references, found['beam'])}"
     return {"metrics": values, "glosses": len(model.vocabulary)}, text
 
 
@@ -134,22 +112,13 @@ def _per_cent(errors: WordErrors) -> list[str]:
     return [f"{100 * errors.rate:.1f}", *(f"{100 * kind / errors.words:.1f}" for kind in kinds)]
 
 
-def _write(folder: RunFolder, test: GlossedDataset, found: Sequence[Sequence[str]]) -> None:
-    """A line of JSON for every clip: its name, the glosses of the list and those that are recognised."""
-    with replacing(folder.path / SENTENCES) as path:
-        rows = zip(test.names, test.references, found, strict=True)
-        lines = [{"name": name, "reference": list(asked), "recognised": list(said)} for name, asked, said in rows]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
-
-
 TASK = Task(
     ContinuousRecognizer,
     "Recognise the glosses of signed sentences. Fine-tunes the encoder of a run of masa or slp with a temporal\n"
     "convolution, a BiLSTM and CTC; tests by a prefix beam search and greedily, by the word error rate.",
     [
         "cslr --encoder runs/first --data poses/ --sentences phoenix2014/annotations/manual --run runs/sentences",
-        "cslr --encoder runs/first --data store/ --sentences sentence_label --test_list test",
+        "cslr --encoder runs/first --data store/ --sentences sentence_label --test_list dev",
         "cslr --encoder slp:small --data synthetic --preset small --task.epochs 20",
     ],
     ("slp", "small"),

@@ -28,9 +28,8 @@ from slrfast.tasks.recognition import Recognizer
 from slrfast.tasks.score_files import ScoreFileError, Scores, read_scores, write_scores
 from slrfast.train.config import RunError
 from slrfast.train.confusion_picture import draw_confusion
-from slrfast.train.finetune import Data, Say, Task, Test, check_count, open_clips
+from slrfast.train.finetune import Data, Say, Task, Test, check_count, hold_out, in_batches, open_clips
 from slrfast.train.inputs import OPTIONS
-from slrfast.train.loading import load_batches
 from slrfast.train.options import Parser
 from slrfast.train.runs import RunFolder
 from slrfast.train.scoring import COLUMNS, Labelled, aligned, encode_dataset
@@ -64,12 +63,13 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
     if values["fuse_weights"] and not values["fuse"]:
         raise RunError("--fuse_weights weighs the score files of --fuse, and there are none")
     other = [read_scores(path) for path in values["fuse"]]  # before hours of training
-    train, test = open_clips(values, system)
+    train, test, skipped = open_clips(values, system)
     notes: list[str] = []
     if values["dataset"] or values["lists"]:
         train, test, notes = _listed(values, train, test)
     elif test is None:
-        train, test, notes = _held_out(train, values["folds"])
+        train, test, note = hold_out(train.subset(Labelled.of(train).index), values["folds"])
+        notes.append(note)
     train, test, more = same_classes(train, test)
     notes += more
     if values["labels"] != 1:
@@ -85,7 +85,7 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
         except ValueError as error:
             raise RunError(str(error)) from error
     settings["confusing"] = PRESETS[values["dataset"]].confusing if values["dataset"] else ()
-    return Data(train, test, {"class_names": list(train.class_names)}, notes, settings)
+    return Data(train, test, {"class_names": list(train.class_names)}, notes, settings, skipped)
 
 
 def _check_streams(values: Mapping[str, Any], system: Any) -> None:
@@ -118,16 +118,6 @@ def _listed(
     listing = open_preset(preset.name, values["lists"], class_list=values["class_list"])
     split = split_dataset(clips, listing, subset=preset.classes, train=preset.train, val=(), test=preset.test)
     return split.train, split.test, [*split.train.notes]
-
-
-def _held_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset, list[str]]:
-    if folds < 2:
-        raise RunError(f"--folds must be at least 2, got {folds}")
-    labelled = Labelled.of(clips)
-    held = labelled.folds(folds)[0]
-    names = sorted({labelled.groups[i] for i in held}) if labelled.grouped else ["single clips, no groups are known"]
-    test, train = labelled.index[held], np.setdiff1d(labelled.index, labelled.index[held])
-    return clips.subset(train), clips.subset(test), [f"held out for the test: {', '.join(names)}"]
 
 
 def same_classes(train: ClipDataset, test: ClipDataset) -> tuple[ClipDataset, ClipDataset, list[str]]:
@@ -201,9 +191,7 @@ def share_of_labels(data: ClipDataset, share: float, seed: int) -> ClipDataset:
 
 
 def _test(model: Recognizer, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
-    device, size = next(model.parameters()).device, model.config.batch_size
-    order = [list(range(i, min(i + size, len(data.test)))) for i in range(0, len(data.test), size)]
-    return judge(model.scores(batch.to(device) for batch in load_batches(data.test, order)), data, folder)
+    return judge(model.scores(in_batches(data.test, model)), data, folder)
 
 
 def _direct(values: Mapping[str, Any]) -> Test | None:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from slrfast.data import ClipDataset
 from slrfast.data.text import CaptionedDataset
 from slrfast.errors import SlrfastError
-from slrfast.tasks import group_folds
 from slrfast.tasks.retrieval import PLACES
 from slrfast.tasks.retriever import Retriever
 from slrfast.train import inputs
 from slrfast.train.config import RunError, read_yaml
-from slrfast.train.finetune import Data, Say, Task, name_of, open_clips
-from slrfast.train.loading import load_batches
+from slrfast.train.finetune import Data, Say, Task, hold_out, in_batches, name_of, open_clips
 from slrfast.train.options import Parser
 from slrfast.train.runs import RunFolder
 from slrfast.train.scoring import aligned
@@ -38,17 +34,16 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
     for key in ("captions", "text_encoder"):
         if not values.get(key):
             raise RunError(f"--{key} is needed: {inputs.OPTIONS['slp'][key]}")
-    train, test = open_clips(values, system)
+    train, test, skipped = open_clips(values, system)
     captions = with_encoder(train, values, system)
     kept, notes = paired(train, "training", captions, system)
     if test is None:
-        held, note = held_out(kept, values["folds"])
-        rest = np.setdiff1d(np.arange(len(kept)), held)
-        return Data(kept.subset(rest), kept.subset(held), notes=[*notes, note])
+        rest, tested, note = hold_out(kept, values["folds"])
+        return Data(rest, tested, notes=[*notes, note], skipped=skipped)
     if values["captions"] == "glosses":
         captions = inputs.captions_of(test, values)
     tested, more = paired(test, "test", captions, system)
-    return Data(kept, tested, notes=[*notes, *more])
+    return Data(kept, tested, notes=[*notes, *more], skipped=skipped)
 
 
 def text_encoder_name(values: Mapping[str, Any]) -> str | None:
@@ -90,27 +85,9 @@ def paired(
     return kept, notes + [note for note in told.notes[len(dataset.notes) :] if "unpaired" not in note]
 
 
-def held_out(dataset: ClipDataset, folds: int) -> tuple[np.ndarray, str]:
-    """Positions of one of so many parts of the groups, of the clips where no groups are known, and what they are."""
-    groups = dataset.groups
-    grouped = len(set(groups)) > 1
-    parts = groups if grouped else [f"clip {i}" for i in range(len(dataset))]
-    most = len(set(parts))
-    if not 2 <= folds <= max(2, most) or most < 2:
-        raise RunError(
-            f"--folds must be in [2, {most}] (the number of {'groups' if grouped else 'clips'}), got {folds}"
-        )
-    held = group_folds(parts, folds)[0]
-    names = sorted({groups[i] for i in held}) if grouped else ["single clips, no groups are known"]
-    return held, f"held out for the test: {', '.join(names)}"
-
-
 def _test(model: Retriever, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
-    device = next(model.parameters()).device
-    size = model.config.batch_size
-    order = [list(range(i, min(i + size, len(data.test)))) for i in range(0, len(data.test), size)]
     texts = data.test.tokens  # type: ignore[attr-defined]
-    metrics = model.test((batch.to(device) for batch in load_batches(data.test, order)), texts)
+    metrics = model.test(in_batches(data.test, model), texts)
     cells = [["per cent", *(f"R@{k}" for k in PLACES), "median rank"]]
     for way, name in (("t2v", "text to clip"), ("v2t", "clip to text")):
         shares = (f"{100 * metrics[f'{way}_r{k}']:.1f}" for k in PLACES)

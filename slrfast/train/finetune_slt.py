@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,17 @@ import torch
 from slrfast.data import ClipDataset
 from slrfast.data.continuous_lists import read_sentences
 from slrfast.data.subwords import UNK, Subwords, TranslationDataset
+from slrfast.data.synthetic_sentences import SyntheticSentences
 from slrfast.data.text import Caption, gloss_captions, read_captions
 from slrfast.data.wrapped import match, some
 from slrfast.errors import SlrfastError, one_line
-from slrfast.tasks.probe import group_folds
 from slrfast.tasks.translation import Translator
 from slrfast.tasks.translation_metrics import translation_metrics
 from slrfast.train.config import RunError
-from slrfast.train.finetune import Data, Say, Task, check_count, name_of, open_clips
-from slrfast.train.loading import load_batches
+from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, check_count, hold_out, in_batches, name_of, open_clips
 from slrfast.train.options import Parser
-from slrfast.train.runs import RunFolder, write_json
+from slrfast.train.report import write_sentences
+from slrfast.train.runs import RunFolder
 from slrfast.train.scoring import aligned
 
 SHOWN = 3
@@ -35,7 +37,7 @@ _COLUMNS = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "B
 def _add_options(parser: Parser) -> list[str]:
     """The task's own options."""
     texts = "CSV or JSON with the sentence of every clip, annotations of Phoenix14-T or CSL-Daily, or 'glosses'"
-    parser.add_argument("--captions", type=str, required=True, help=texts)
+    parser.add_argument("--captions", type=str, help=texts)
     parser.add_argument("--test_captions", type=str, help="the same of the test clips (default: --captions)")
     parser.add_argument("--train_list", type=str, default="train", help="split of the annotations to train on")
     parser.add_argument("--test_list", type=str, default="test", help="split of the annotations to test on")
@@ -55,11 +57,13 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
         raise RunError(f"slt needs features of frames, which {name_of(system)} has none of; pre-train slp or masa")
     check_count(vocabulary=values["vocabulary"], folds=values["folds"])
     translation_metrics(["a"], ["a"])  # what it needs is missed now, not after training
-    train, test = open_clips(values, system)
+    if not values["captions"] and values["data"] != SYNTHETIC:
+        raise RunError("--captions is needed: the file or the annotations that say what the clips mean")
+    train, test, skipped = open_clips(values, system, sentences=not values["captions"])
     try:
         with torch.no_grad(), system.evaluating():
             system.frame_features(train.batch([0]))
-        return _with_sentences(values, train, test)
+        return replace(_with_sentences(values, train, test), skipped=skipped)
     except SlrfastError:
         raise
     except (TypeError, ValueError) as error:
@@ -67,7 +71,7 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
 
 
 def _with_sentences(values: Mapping[str, Any], train: ClipDataset, test: ClipDataset | None) -> Data:
-    source, notes = values["captions"], list[str]()
+    source, notes = values["captions"] or SYNTHETIC, list[str]()
     captions = _captions(source, values["train_list"], train, notes)
     other = values["test_captions"] or (source if _has_splits(source) else None)
     test_captions = captions
@@ -75,8 +79,8 @@ def _with_sentences(values: Mapping[str, Any], train: ClipDataset, test: ClipDat
         test_captions = _captions(other, values["test_list"], train if test is None else test, notes)
         test = train if test is None else test
     elif test is None:
-        train, test, held = _hold_out(train, values["folds"])
-        notes.append(f"held out for the test: {held}")
+        train, test, note = hold_out(train, values["folds"])
+        notes.append(note)
     if not captions:
         raise RunError(f"--captions {source}: there is no sentence for any clip")
     # of captions that belong to no clip, for the sentence about that, which TranslationDataset has
@@ -114,6 +118,8 @@ def _captions(source: str, split: str, clips: ClipDataset, notes: list[str]) -> 
     """Sentences by clip name; what their reader has to say is added to the notes."""
     if source == "glosses":
         return gloss_captions(clips)
+    if isinstance(clips, SyntheticSentences):
+        return {name: Caption(one.sentence, "und") for name, one in clips.sentences.items()}
     if not _has_splits(source) and not source.endswith((".corpus.csv", ".files")):
         return read_captions(source, language="und")
     found = read_sentences(source, split)
@@ -121,16 +127,6 @@ def _captions(source: str, split: str, clips: ClipDataset, notes: list[str]) -> 
         raise RunError(f"{source}: lists of {found.format} have glosses but no sentences here; use finetune cslr")
     notes += found.notes
     return {name: Caption(one.sentence, "und") for name, one in found.sentences.items()}
-
-
-def _hold_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset, str]:
-    """Clips to train on and to test on, and who is in the test: whole groups, or single clips of no known group."""
-    if folds < 2:
-        raise RunError(f"--folds must be at least 2, got {folds}")
-    grouped = len(set(clips.groups)) > 1
-    held = group_folds(clips.groups if grouped else clips.names, folds)[0]
-    names = some(sorted({clips.groups[i] for i in held}), 8) if grouped else "single clips, no groups are known"
-    return clips.subset(np.setdiff1d(np.arange(len(clips)), held).tolist()), clips.subset(held.tolist()), names
 
 
 def tokenizer_for(references: Sequence[str]) -> str:
@@ -146,25 +142,20 @@ def tokenizer_for(references: Sequence[str]) -> str:
 def _test(model: Translator, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
     clips = data.test
     assert isinstance(clips, TranslationDataset)
-    device, size = next(model.parameters()).device, model.config.batch_size
-    by_length = np.argsort(clips.lengths, kind="stable").tolist()
-    hypotheses = [""] * len(clips)
-    order = [by_length[i : i + size] for i in range(0, len(by_length), size)]
-    for indices, batch in zip(order, load_batches(clips, order), strict=True):
-        for i, text in zip(indices, model.translate(batch.to(device)), strict=True):
-            hypotheses[i] = text
+    order = np.argsort(clips.lengths, kind="stable").tolist()
+    found = [text for batch in in_batches(clips, model, order) for text in model.translate(batch)]
+    hypotheses = [text for _, text in sorted(zip(order, found, strict=True))]
     metrics = translation_metrics(hypotheses, clips.sentences, tokenizer=tokenizer_for(clips.sentences))
-    rows = [
-        {"name": one_line(name), "reference": reference, "hypothesis": hypothesis}
-        for name, reference, hypothesis in zip(clips.names, clips.sentences, hypotheses, strict=True)
-    ]
     tested = {"metrics": metrics, "subwords": len(model.vocabulary), "empty_translations": hypotheses.count("")}
-    if folder is not None:
-        write_json(folder.translations, {**tested, "translations": rows})
     numbers = [f"{metrics[key]:.2f}" for key in _COLUMNS]
-    table = aligned([["", *_COLUMNS.values()], [f"{len(rows)} clips", *numbers]], text_columns=1)
-    shown = [f"\n{row['name']}\n  {row['reference']}\n  {row['hypothesis'] or '(nothing)'}" for row in rows[:SHOWN]]
-    return tested, "\n".join([table, metrics["bleu_signature"], metrics["rouge_variant"], *shown])  # type: ignore[list-item]
+    table = aligned([["", *_COLUMNS.values()], [f"{len(clips)} clips", *numbers]], text_columns=1)
+    text = [table, str(metrics["bleu_signature"]), str(metrics["rouge_variant"])]
+    rows = zip(clips.names, clips.sentences, hypotheses, strict=True)
+    for name, reference, hypothesis in islice(rows, SHOWN):
+        text.append(f"\n{one_line(name)}\n  {reference}\n  {hypothesis or '(nothing)'}")
+    if folder is not None:
+        text.append(f"\n{write_sentences(folder, clips.names, clips.sentences, hypotheses)}")
+    return tested, "\n".join(text)
 
 
 TASK = Task(
@@ -174,7 +165,7 @@ TASK = Task(
     [
         "slt --encoder runs/first --data poses/ --captions PHOENIX-2014-T/annotations/manual --run runs/words",
         "slt --encoder runs/first --data index.csv --train_split train --test_split test --captions captions.csv",
-        "slt --encoder slp:small --data synthetic --captions glosses --preset small --task.epochs 3",
+        "slt --encoder slp:small --data synthetic --preset small --task.epochs 20",
     ],
     ("slp", "small"),
     _add_options,

@@ -38,7 +38,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.evaluation_picture = self.path / "evaluation.png"
         self.evaluation_skipped = self.path / "evaluation-skipped.txt"
-        self.translations = self.path / "translations.json"
+        self.sentences = self.path / "sentences.jsonl"
         self.skipped = self.path / "skipped.txt"
         self.loss_picture = self.path / "loss.png"
         self.views_picture = self.path / "views.png"
@@ -105,6 +105,9 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """The resolved config; RunError when it is not one."""
         values = read_yaml(self.existing().config)
+        if "task" in values:
+            hint = "give the run of slrfast pretrain that it began with"
+            raise RunError(f"{self.path}: is a run of slrfast finetune; {hint}")
         missing = [key for key in ("name", "system", "train") if key not in values]
         if missing:
             raise RunError(f"{self.config}: has no {missing[0]!r}, so it is not the config of a run")

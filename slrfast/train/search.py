@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 import slrfast
-from slrfast.data import PoseBatch, PreprocessOptions, load_pose, preprocess
+from slrfast.data import PoseBatch, load_pose, preprocess
 from slrfast.data.cache import files_fingerprint
 from slrfast.errors import one_line
 from slrfast.tasks.finetuned import TASK
@@ -19,7 +19,15 @@ from slrfast.tasks.retrieval_index import KINDS, Match, SignTextIndex
 from slrfast.tasks.retriever import Retriever, RetrieverConfig
 from slrfast.tasks.row_sets import RowSets
 from slrfast.train import inputs
-from slrfast.train.config import RunError, choose_device, keypoints_of, load_system, open_dataset, read_yaml
+from slrfast.train.config import (
+    RunError,
+    choose_device,
+    keypoints_of,
+    load_system,
+    open_dataset,
+    preprocess_options,
+    read_yaml,
+)
 from slrfast.train.finetune import build_task, load_finetuned
 from slrfast.train.finetune_retrieval import text_encoder_name, with_encoder
 from slrfast.train.loading import load_batches
@@ -110,23 +118,13 @@ def open_retriever(run: str) -> tuple[Retriever, dict[str, Any], str]:
     return retriever, values, files_fingerprint([folder.model / "model.safetensors"])
 
 
-def preprocessing(values: Mapping[str, Any]) -> PreprocessOptions:
-    """How a run's clips were pre-processed; RunError where its config is damaged."""
-    given = values.get("preprocess") or {"layout": keypoints_of("slp")}
-    try:
-        return PreprocessOptions(**given)
-    except (TypeError, ValueError) as error:
-        raise RunError(str(error)) from error
-
-
 def _network(options: Any, run: str | None) -> tuple[Retriever, dict[str, Any], dict[str, Any]]:
     """The network on its device, its run's config with the options that replace it, and what an index keeps of it."""
     if not isinstance(run, str) or not run:
         raise RunError("--run is needed: the run of pretrain slp or finetune retrieval that encodes signs and texts")
     model, values, fingerprint = open_retriever(run)
-    for key in ("text_encoder", "language"):
-        if getattr(options, key):
-            values[key] = getattr(options, key)
+    if options.text_encoder:
+        values["text_encoder"] = options.text_encoder
     made_by = {"run": str(Path(run).resolve()), "model": fingerprint, "slrfast": slrfast.__version__}
     return model.to(choose_device(options.device)), values, made_by
 
@@ -182,7 +180,7 @@ def _clips(values: Mapping[str, Any], options: Any) -> Any:
 
 def _signs(model: Retriever, values: Any, options: Any, dtype: torch.dtype, say: Any) -> tuple[RowSets, list[str]]:
     clips = _clips(values, options)
-    report_skipped(clips, Path(f"{options.index}-skipped.txt"), say)
+    report_skipped(clips.skipped, Path(f"{options.index}-skipped.txt"), say)
     order = [list(range(i, min(i + BATCH, len(clips)))) for i in range(0, len(clips), BATCH)]
     device, parts = next(model.parameters()).device, []
     with tqdm(total=len(clips), desc="encoding", unit=" clips") as bar:
@@ -198,7 +196,8 @@ def _texts(model: Retriever, values: Any, options: Any, dtype: torch.dtype, say:
     if options.captions == "glosses" and clips is None:
         raise RunError("--captions glosses needs --data, whose class names they are")
     _set_text_encoder(model, values)
-    captions = inputs.captions_of(clips, {**values, "captions": options.captions})  # type: ignore[arg-type]
+    wanted = {"captions": options.captions, "language": options.language or values.get("language")}
+    captions = inputs.captions_of(clips, wanted)  # type: ignore[arg-type]
     distinct = dict.fromkeys(caption for caption in captions.values() if caption.text.strip())
     if not distinct:
         raise RunError(f"--captions {options.captions}: every text is empty")
@@ -226,12 +225,14 @@ def _search(index: SignTextIndex, options: Any) -> list[Match]:
         raise RunError(f"{options.index} was made with another network than that of {made_by['run']}; make it again")
     if asked == "signs":
         _set_text_encoder(model, values)
-        language = values.get("language") or ("en_XX" if values.get("captions") == "glosses" else None)
+        language = (
+            options.language or values.get("language") or ("en_XX" if values.get("captions") == "glosses" else None)
+        )
         if not language:
             raise RunError("--language is needed: that of --text, such as de_DE")
         query = model.text_rows([_tokens(model.encoder.text, options.text, language)])
     else:
-        settings = preprocessing(values)
+        settings = preprocess_options(values.get("preprocess"), keypoints_of("slp"))
         clip = preprocess(load_pose(options.pose, size=options.size or settings.size), settings)
         query = model.sign_rows([PoseBatch.collate([clip]).to(next(model.parameters()).device)])
     try:

@@ -10,18 +10,21 @@ import pytest
 
 from slrfast.data import Pose, SyntheticSigns
 from slrfast.data.formats import FORMATS
+from slrfast.data.synthetic_sentences import SyntheticSentences
 from slrfast.errors import SlrfastError
 from slrfast.systems import SLP
+from slrfast.tasks import group_folds
 from slrfast.tasks.translation import Translator
 from slrfast.train import finetune, finetune_islr, finetune_slt
 from slrfast.train.cli import main
-from slrfast.train.finetune import build_task, load_finetuned
+from slrfast.train.finetune import build_task, hold_out, load_finetuned
 from slrfast.train.runs import RunFolder
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("tokenizers")
 WORDS = ("regen", "sonne", "wind", "nacht")
 SIGNERS = 3
+HELD_OUT = group_folds([f"clip {i}" for i in range(96)], 3)[0]
 SMALL_SLP = [
     *("--preset", "small", "--system.tasks", "[reconstruction]", "--system.branches", "[manual]"),
     *("--system.gcn_channels", "[8,8,16,16,16]", "--system.dim", "32", "--system.branch_dim", "32"),
@@ -108,6 +111,10 @@ def opened(signing, encoder, run, **changes):
     return finetune_slt.open_data(values | changes, SLP.from_pretrained(encoder), lambda _: None)
 
 
+def written(run):
+    return [json.loads(line) for line in (run / "sentences.jsonl").read_text().splitlines()]
+
+
 def test_it_learns_to_translate_clips_that_it_never_saw(signing, encoder, trained):
     results = json.loads((trained / "results.json").read_text())
     data = opened(signing, encoder, trained)
@@ -123,13 +130,13 @@ def test_it_learns_to_translate_clips_that_it_never_saw(signing, encoder, traine
 
 
 def test_translations_are_written_beside_their_references(signing, encoder, trained):
-    told = json.loads((trained / "translations.json").read_text())
+    rows = written(trained)
     sentences = dict(read_captions(signing))
-    assert len(told["translations"]) == 32
-    for row in told["translations"]:
+    assert len(rows) == 32
+    for row in rows:
         assert row["reference"] == sentences[row["name"].removesuffix(".npz")]
     data, model = opened(signing, encoder, trained), load_finetuned(trained)
-    assert [row["hypothesis"] for row in told["translations"]] == model.translate(data.test.batch(range(32)))
+    assert [row["hypothesis"] for row in rows] == model.translate(data.test.batch(range(32)))
 
 
 def test_some_clips_without_a_sentence_are_left_out_and_said_so(signing, tmp_path, capsys):
@@ -163,9 +170,35 @@ def test_annotations_divide_the_clips(signing, encoder, trained, annotated):
     assert (files.train.names, files.test.names) == (data.train.names, data.test.names)
 
 
-def test_test_clips_from_another_folder(signing, encoder, trained):
-    data = opened(signing, encoder, trained, test_data=str(signing / "poses"))
-    assert len(data.train) == len(data.test) == 96
+def test_test_clips_from_another_folder(signing, encoder, trained, tmp_path):
+    (tmp_path / "other").symlink_to(signing / "poses" / "signer0")
+    data = opened(signing, encoder, trained, test_data=str(tmp_path / "other"))
+    assert (len(data.train), len(data.test)) == (96, 32)
+    with pytest.raises(SlrfastError, match="--test_data names the clips of --data"):
+        opened(signing, encoder, trained, test_data=str(signing / "poses" / ".." / "poses"))
+
+
+def test_made_up_sentences_need_no_captions(encoder, trained, signing, monkeypatch):
+    monkeypatch.setattr(finetune, "SyntheticSentences", lambda options: SyntheticSentences(8, 3, options=options))
+    data = opened(signing, encoder, trained, data="synthetic", captions=None)
+    assert len(data.train) + len(data.test) == 8 and not set(data.train.groups) & set(data.test.groups)
+    assert all(set(text.split()) <= {"sign00", "sign01", "sign02"} for text in data.test.sentences)
+
+
+def test_files_that_are_no_clips_are_told(signing, encoder, trained, tmp_path):
+    shutil.copytree(signing / "poses", tmp_path / "poses")
+    (tmp_path / "poses" / "signer1" / "broken.npz").write_bytes(b"no archive")
+    data = opened(signing, encoder, trained, data=str(tmp_path / "poses"))
+    assert [name.rpartition("/")[2] for name, _ in data.skipped] == ["broken.npz"]
+
+
+def test_no_more_parts_than_signers():
+    signs = SyntheticSigns(2, 6, 3)
+    train, test, note = hold_out(signs, 5)
+    assert (len(train), len(test)) == (8, 4) and note == "held out for the test: 'signer0'"
+    assert not set(train.groups) & set(test.groups)
+    with pytest.raises(SlrfastError, match="there is 1 clip, too few"):
+        hold_out(signs.subset([0]), 2)
 
 
 def test_chinese_is_scored_by_characters():
@@ -183,7 +216,7 @@ def test_names_that_are_no_text_do_not_stop_the_report(signing, encoder, trained
     data = opened(signing, encoder, trained, folds=32)
     data.test.dataset.clips[0].name = "caf\udce9"
     finetune_slt.TASK.test(load_finetuned(trained), data, RunFolder(tmp_path))
-    assert "caf\\udce9" in json.loads((tmp_path / "translations.json").read_text())["translations"][0]["name"]
+    assert written(tmp_path)[0]["name"] == "caf\udce9"
 
 
 # --- what it refuses ----------------------------------------------------------------------------------------------
@@ -204,7 +237,6 @@ def refused(capsys, *arguments):
         ("masa:small", ("--preprocess.layout", "79"), "masa takes clips of 49 keypoints, these have 79"),
         ("", ("--captions", "missing.csv"), "missing.csv: cannot be read (No such file or directory)"),
         ("", ("--folds", "1"), "--folds must be at least 2, got 1"),
-        ("", ("--folds", "97"), "group_folds: folds must be in [2, 96] (the number of groups), got 97"),
         ("", ("--vocabulary", "0"), "vocabulary must be in [1, 1000000000], got 0"),
         ("", ("--vocabulary", "4"), "Subwords.train: size must be in [5, 1048576], got 4"),
         ("", ("--task.beams", "0"), "TranslatorConfig: beams must be in [1, 65536], got 0"),
@@ -225,7 +257,7 @@ def test_wrong_options(signing, encoder, tmp_path, capsys, system, changes, mess
         ),
         (lambda rows: rows[1:2], "test clips: no caption belongs to any clip"),
         (
-            lambda rows: [(name, text if i % 3 else "") for i, (name, text) in enumerate(sorted(rows))],
+            lambda rows: [(name, "" if i in HELD_OUT else text) for i, (name, text) in enumerate(sorted(rows))],
             "test clips: eve",
         ),
         (lambda rows: [*rows, (rows[0][0], "anders")], "is a second, other sentence for 'signer0/000'"),
@@ -247,7 +279,13 @@ def test_a_run_does_not_go_on_with_other_sentences(signing, trained, tmp_path, c
     assert "the run had" in told and "and cannot go on with" in told
     (run / "config.yaml").write_text(settings)
     assert main(["finetune", "slt", "--resume", str(run)]) == 0
-    assert (run / "translations.json").read_text() == (trained / "translations.json").read_text()
+    assert written(run) == written(trained)
+
+
+def test_the_encoder_of_a_fine_tuned_run(signing, trained, tmp_path, capsys):
+    assert "is a run of slrfast finetune; give the run of slrfast pretrain" in refused(
+        capsys, signing, trained, tmp_path
+    )
 
 
 def test_clips_without_labels_have_no_glosses(signing, encoder, tmp_path, capsys):

@@ -218,9 +218,9 @@ def test_another_text_encoder_than_the_runs(home):
 
 
 def test_poses_are_prepared_as_the_runs_were(home):
-    from slrfast.train.search import preprocessing
+    from slrfast.train.config import preprocess_options
 
-    assert preprocessing({"preprocess": {"layout": 79, "max_frames": 9}}) == PreprocessOptions(layout=79, max_frames=9)
-    assert preprocessing({}).layout == 79
+    assert preprocess_options({"layout": 79, "max_frames": 9}, 49) == PreprocessOptions(layout=79, max_frames=9)
+    assert preprocess_options(None, 79).layout == 79
     with pytest.raises(RunError, match="unexpected keyword"):
-        preprocessing({"preprocess": {"size_of_things": 3}})
+        preprocess_options({"size_of_things": 3}, 79)
