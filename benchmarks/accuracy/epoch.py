@@ -3,7 +3,7 @@
 Real clips in a packed store, WLASL's where $SLRFAST_DATA names them; labels are drawn, since time does not depend on
 them. An epoch is one of the loop that ``slrfast finetune islr`` runs, its log and checkpoint included; the same batches
 are then loaded alone, and the scores of as many test clips judged alone. The sizes are the small STC at batches of 32,
-and the paper's at batches of 64, which is measured over a few steps and stated per epoch of the same clips.
+and the paper's at batches of 64, which is measured over one step and stated per epoch of the same clips.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLIPS, CLASSES, ROUNDS = 1024, 100, 5
 
 @dataclass(frozen=True)
 class Size:
-    """A network, its batches, and the share of the clips that its epoch is measured on."""
+    """A network, the size of its batches, and of how many of them an epoch is measured; None is all."""
 
     name: str
     config: Callable[[], STCConfig]
@@ -50,7 +50,7 @@ class Size:
 
 SIZES = (
     Size("small", STCConfig.small, 32),
-    Size("paper", STCConfig.paper, 64, steps=2),
+    Size("paper", STCConfig.paper, 64, steps=1),
 )
 
 
@@ -73,6 +73,8 @@ def measure(size: Size, clips: PoseDataset, folder: Path, device: str) -> dict[s
     run = RunFolder(folder / size.name)
     run.create(overwrite=True)
     result = pretrain(model, used, TrainConfig(device=device, log_every=10), run, progress=False)
+    if result.stopped_by:
+        raise KeyboardInterrupt
     steps = len(clips) // size.batch_size
     epoch = result.seconds * steps / result.steps
     order = list(BatchOrder(len(clips), size.batch_size, 0, 0, steps))
