@@ -326,9 +326,11 @@ def open_clips(values: Mapping[str, Any], system: Any, *, sentences: bool = Fals
         raise RunError(f"--test_data names the clips of --data, {test_data}; test on other clips, or leave it out")
 
     def opened(source: str, split: str | None) -> ClipDataset:
+        clips: ClipDataset
         if sentences and source == SYNTHETIC:
-            return SyntheticSentences(options=preprocess_options(preprocess, wanted))
-        clips = open_dataset(source, split, preprocess, wanted)
+            clips = SyntheticSentences(options=preprocess_options(preprocess, wanted))
+        else:
+            clips = open_dataset(source, split, preprocess, wanted)
         of_these = {**values, "data": source, "split": split, "preprocess": preprocess}
         return with_inputs(name, clips, of_these, system, train=False)
 

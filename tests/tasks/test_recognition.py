@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from slrfast.data import PoseBatch
 from slrfast.systems import CCL, MASA, SLP, STC
@@ -136,16 +137,69 @@ def test_swapped_hands_are_the_other_hand():
     torch.testing.assert_close(swapped.xy[:, 42:], batch.xy[:, 42:])
 
 
-def test_saved_model_gives_the_same_scores(tmp_path):
+@pytest.mark.parametrize("fusion", ["late", "sum", "concat", "adaptive"])
+def test_saved_model_of_every_fusion_gives_the_same_scores(fusion, tmp_path):
     from slrfast.train.finetune import load_finetuned
 
-    system = SYSTEMS["masa"]()
-    model = Recognizer(RecognizerConfig.masa(), system, NAMES)
+    torch.manual_seed(0)
+    system = SYSTEMS["stc"]()
+    config = RecognizerConfig(fusion=fusion, supervision="each", dropout=0.1, learning_rate=0.1)
+    model = Recognizer(config, system, NAMES)
+    batch, optimizer = batch_for(system), model.optimizer()
+    before = {name: value.clone() for name, value in model.named_parameters() if not name.startswith("encoder.")}
+    for _ in range(2):  # the adaptive average's weights start without gradient
+        model.training_step(batch)["loss"].backward()
+        optimizer.step()
+    parameters = dict(model.named_parameters())
+    assert all(not torch.equal(value, parameters[name]) for name, value in before.items())
     model.save_pretrained(tmp_path)
-    batch = batch_for(system)
     loaded = load_finetuned(tmp_path)
     assert loaded.class_names == NAMES and loaded.config == model.config
     assert torch.equal(model.scores([batch]), loaded.scores([batch]))
+
+
+def test_early_fusion_reads_both_streams_through_one_classifier():
+    torch.manual_seed(0)
+    system = SYSTEMS["stc"]().eval()
+    batch = batch_for(system)
+    with torch.no_grad():
+        joint, motion = system.features(batch).values()
+        for fusion, vector in (
+            ("sum", joint + motion),
+            ("concat", torch.cat((joint, motion), 1)),
+            ("adaptive", (joint + motion) / 2),
+        ):
+            model = Recognizer(RecognizerConfig(fusion=fusion), system, NAMES).eval()
+            assert list(model.heads) == ["fused"]
+            torch.testing.assert_close(model(batch), model.heads["fused"](vector))
+
+
+def test_each_classifier_is_taught_alone_or_their_average():
+    torch.manual_seed(0)
+    system = SYSTEMS["stc"]().eval()
+    batch = batch_for(system)
+    for supervision in ("together", "each"):
+        config = RecognizerConfig(
+            supervision=supervision, min_crop=1.0, swap_probability=0.0, encoder_rate=0.0, label_smoothing=0.1
+        )
+        model = Recognizer(config, system, NAMES)
+        loss = model.training_step(batch)["loss"]
+        logits = [model.heads[s](system.features(batch)[s]) for s in ("joint", "motion")]
+        taught = logits if supervision == "each" else [(logits[0] + logits[1]) / 2]
+        expected = sum(F.cross_entropy(x, batch.label, label_smoothing=0.1) for x in taught)
+        torch.testing.assert_close(loss, expected)
+    assert RecognizerConfig.ccl().supervision == "each" and RecognizerConfig.ccl().milestones == (25, 35)
+
+
+def test_no_test_clips_at_all():
+    with pytest.raises(ValueError, match="Recognizer: batches must be one or more, got 0"):
+        Recognizer(RecognizerConfig(), SYSTEMS["stc"](), NAMES).scores([])
+
+
+def test_ccl_without_pictures_lacks_a_stream():
+    system = CCL(CCLConfig.small(frames=4, image_size=16, rgb_width=2, bank_size=16))
+    with pytest.raises(ValueError, match=r"batch must have what stream \['rgb'\] reads, got none"):
+        Recognizer(RecognizerConfig(), system, NAMES).training_step(batch_for(system))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +208,11 @@ def test_saved_model_gives_the_same_scores(tmp_path):
         (lambda s: Recognizer(RecognizerConfig(streams=("pose",)), s, NAMES), "config.streams must be among"),
         (lambda s: Recognizer(RecognizerConfig(parts=("face",)), s, NAMES), "config.parts must be among"),
         (lambda s: Recognizer(RecognizerConfig(), s, ["a"]), "class_names"),
+        (lambda s: Recognizer(RecognizerConfig(streams=("joint",), fusion="sum"), s, NAMES), "must be 'late' for one"),
+        (lambda s: RecognizerConfig(streams=("joint", "joint")), "streams must name each once, got joint, joint"),
+        (lambda s: RecognizerConfig(parts=("hand", "hand")), "parts must name each once"),
+        (lambda s: RecognizerConfig(supervision="none"), "supervision must be one of"),
+        (lambda s: RecognizerConfig(milestones=(-1,)), "milestones must be epochs >= 0"),
         (lambda s: RecognizerConfig(optimizer="lion"), "optimizer"),
         (lambda s: RecognizerConfig(min_crop=0.0), "min_crop must be in"),
         (lambda s: RecognizerConfig(label_smoothing=1.0), "label_smoothing must be in"),

@@ -36,11 +36,11 @@ def signs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(signs, tmp_path_factory):
     """A pre-trained run."""
     path = tmp_path_factory.mktemp("runs") / "stc"
-    argv = ["pretrain", "stc", "--preset", "small", "--data", "synthetic", "--run", str(path), "--system.epochs", "1"]
-    assert main([*argv, "--system.batch_size", "500", "--system.frames", "4"]) == 0
+    argv = ["pretrain", "stc", "--preset", "small", "--data", str(signs), "--run", str(path), "--system.epochs", "1"]
+    assert main([*argv, "--system.batch_size", "16", "--system.frames", "4"]) == 0
     return path
 
 

@@ -282,12 +282,6 @@ def test_a_run_does_not_go_on_with_other_sentences(signing, trained, tmp_path, c
     assert written(run) == written(trained)
 
 
-def test_the_encoder_of_a_fine_tuned_run(signing, trained, tmp_path, capsys):
-    assert "is a run of slrfast finetune; give the run of slrfast pretrain" in refused(
-        capsys, signing, trained, tmp_path
-    )
-
-
 def test_clips_without_labels_have_no_glosses(signing, encoder, tmp_path, capsys):
     told = refused(capsys, signing, encoder, tmp_path, "--captions", "glosses", "--data", unlabelled(signing, tmp_path))
     assert "--captions glosses: there is no sentence for any clip" in told
