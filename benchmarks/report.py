@@ -286,11 +286,19 @@ def insert(text: str, tables: str, name: str = "results") -> str:
     return f"{head}{begin}\n{tables}\n{end}{tail}"
 
 
-def render_accuracy(machines: Mapping[str, Sequence[Mapping]]) -> str:
-    """The accuracy runs of every machine and size."""
+def render_accuracy(machines: Mapping[str, Sequence[Mapping]], epochs: Mapping[str, Sequence[Mapping]]) -> str:
+    """The accuracy runs of every machine and size, and what of their epochs is not training."""
     found = [accuracy.render(run) for runs in machines.values() for run in runs]
-    picture = f"![Accuracy]({ACCURACY.name})"
-    return "\n\n".join([picture, *found]) if found else "No results have been recorded yet."
+    found = [f"![Accuracy]({ACCURACY.name})", *found] if found else ["No results have been recorded yet."]
+    for run in (run for runs in epochs.values() for run in runs):
+        for case in run["cases"]:
+            seconds = case["seconds"]
+            where = f"{run['machine']}, commit {run['commit']}: {seconds['epoch']:.1f} s"
+            found.append(
+                f"Of a fine-tuning epoch of {case['clips']} {run['data']} clips ({case['name']} configuration, batches "
+                f"of {case['batch_size']}, {where}) the loader and the metrics take {100 * case['share']:.2f} %."
+            )
+    return "\n\n".join(found)
 
 
 def pages() -> dict[Path, dict[str, str]]:
@@ -304,7 +312,7 @@ def pages() -> dict[Path, dict[str, str]]:
         },
         DOCS / "results.md": {"results": render(results) + render_curves(curves)},
         DOCS / "roofline.md": {"roofline": roofline.render(positions(results))},
-        DOCS / "accuracy.md": {"accuracy": render_accuracy(newest(RESULTS, "accuracy"))},
+        DOCS / "accuracy.md": {"accuracy": render_accuracy(newest(RESULTS, "accuracy"), newest(RESULTS, "epoch"))},
         DOCS / "unproven.md": {"unproven": render_unproven((RESULTS / "README.md").read_text())},
     }
 
