@@ -64,8 +64,9 @@ class ContinuousConfig(FinetuneConfig):
 
     @classmethod
     def small(cls, **changes: Any) -> ContinuousConfig:
-        """A head of 64 channels and 10 times the learning rate, for a trial."""
-        return replace(cls(channels=64, units=64, dropout=0.0, learning_rate=1e-3), **changes)
+        """A head of 64 channels, small batches, a high learning rate of the head, for a trial."""
+        small = cls(channels=64, units=64, dropout=0.0, learning_rate=5e-3, encoder_rate=0.1, batch_size=4)
+        return replace(small, **changes)
 
 
 class TemporalConvolution(nn.Module):

@@ -328,7 +328,7 @@ def open_clips(values: Mapping[str, Any], system: Any, *, sentences: bool = Fals
     def opened(source: str, split: str | None) -> ClipDataset:
         clips: ClipDataset
         if sentences and source == SYNTHETIC:
-            clips = SyntheticSentences(options=preprocess_options(preprocess, wanted))
+            clips = SyntheticSentences(120, 6, noise=0.5, variation=0.5, options=preprocess_options(preprocess, wanted))
         else:
             clips = open_dataset(source, split, preprocess, wanted)
         of_these = {**values, "data": source, "split": split, "preprocess": preprocess}

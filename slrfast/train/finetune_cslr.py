@@ -119,7 +119,7 @@ TASK = Task(
     [
         "cslr --encoder runs/first --data poses/ --sentences phoenix2014/annotations/manual --run runs/sentences",
         "cslr --encoder runs/first --data store/ --sentences sentence_label --test_list dev",
-        "cslr --encoder slp:small --data synthetic --preset small --task.epochs 20",
+        "cslr --encoder slp:small --data synthetic --preset small --task.epochs 30 --task.milestones [26]",
     ],
     ("slp", "small"),
     _add_options,

@@ -32,7 +32,7 @@ def sentences():
 
 @pytest.fixture
 def small_synthetic(monkeypatch, sentences):
-    monkeypatch.setattr(finetune, "SyntheticSentences", lambda options: sentences)
+    monkeypatch.setattr(finetune, "SyntheticSentences", lambda *_, **__: sentences)
 
 
 @pytest.fixture(scope="module")

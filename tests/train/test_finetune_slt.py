@@ -179,7 +179,7 @@ def test_test_clips_from_another_folder(signing, encoder, trained, tmp_path):
 
 
 def test_made_up_sentences_need_no_captions(encoder, trained, signing, monkeypatch):
-    monkeypatch.setattr(finetune, "SyntheticSentences", lambda options: SyntheticSentences(8, 3, options=options))
+    monkeypatch.setattr(finetune, "SyntheticSentences", lambda *_, **given: SyntheticSentences(8, 3, **given))
     data = opened(signing, encoder, trained, data="synthetic", captions=None)
     assert len(data.train) + len(data.test) == 8 and not set(data.train.groups) & set(data.test.groups)
     assert all(set(text.split()) <= {"sign00", "sign01", "sign02"} for text in data.test.sentences)

@@ -219,8 +219,12 @@ class TestResume:
             return terms
 
         system.training_step = twice
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(system, signs, TrainConfig(), folder, progress=False)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background lacks
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(system, signs, TrainConfig(), folder, progress=False)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 class TestDivergence:
