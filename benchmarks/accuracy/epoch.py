@@ -9,8 +9,6 @@ and the paper's at batches of 64, which is measured over one step and stated per
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,10 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import harness, machine
+from benchmarks import harness
 from benchmarks.real_clips import real_clips
 from slrfast.data import ClipDataset, PoseDataset, pack
-from slrfast.files import replacing
 from slrfast.systems import STC, STCConfig
 from slrfast.tasks import recognition_metrics
 from slrfast.tasks.confusion import class_table, confusion_matrix
@@ -122,26 +119,7 @@ def run(device: str, names: list[str]) -> dict[str, Any]:
         for size in SIZES:
             if size.name in names:
                 cases.append(measure(size, store, Path(folder), device))
-    return {
-        "epoch": "islr",
-        "machine": machine.label(device),
-        "commit": harness.commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": machine.versions(),
-        "threads": torch.get_num_threads(),
-        "data": source,
-        "cases": cases,
-    }
-
-
-def record(evidence: dict[str, Any], folder: Path | None = None) -> Path:
-    """Write <folder>/epoch-<commit>.json."""
-    folder = folder or harness.RESULTS / evidence["machine"]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch-{evidence['commit']}.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(evidence, indent=1) + "\n")
-    return path
+    return {"epoch": "islr", **harness.facts(device), "data": source, "cases": cases}
 
 
 def main() -> None:
@@ -156,7 +134,7 @@ def main() -> None:
         parts = ", ".join(f"{name} {value:.3f} s" for name, value in case["seconds"].items())
         print(f"{case['name']}: {parts}; loader and metrics are {100 * case['share']:.2f} % of the epoch")
     if options.record or options.out:
-        print(record(evidence, options.out))
+        print(harness.write("epoch", evidence, options.out))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,13 @@ class Runs:
             fine = self.finetune(clips, train, test, row, seed, f"{what} - {number}")
             probe = self.probe(clips, train, test, row, seed)
             truth = torch.tensor(clips.labels)[test]
-            parts.append({"clips": len(test), "finetune": metrics(fine, truth), "probe": metrics(probe, truth)})
+            parts.append(
+                {
+                    "clips": len(test),
+                    "finetune": recognition_metrics(fine, truth),
+                    "probe": recognition_metrics(probe, truth),
+                }
+            )
         self.write(self.cell(what, row, seed), {"parts": parts, "seconds": time.perf_counter() - started})
 
     def finetune(self, clips: ClipDataset, train: list[int], test: list[int], row: str, seed: int, what: str) -> Tensor:
@@ -154,10 +160,6 @@ def class_names(clips: ClipDataset, train: list[int]) -> list[str]:
     return clips.class_names[: 1 + max(clips.labels[i] for i in train)]
 
 
-def metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    return recognition_metrics(scores, labels)
-
-
 def score_ridge(runs: Runs, what: str) -> None:
     """The linear baseline; of its strengths the one that does best on the test clips, which favours it."""
     clips = runs.clips("nepali" if what == "nepali" else "wlasl", "STC")
@@ -167,7 +169,7 @@ def score_ridge(runs: Runs, what: str) -> None:
         labels = torch.tensor(clips.labels)
         count = len(class_names(clips, train))
         found = [
-            {"l2": s, **metrics(ridge.scores(x, labels[train], queries, count, s), labels[test])}
+            {"l2": s, **recognition_metrics(ridge.scores(x, labels[train], queries, count, s), labels[test])}
             for s in ridge.STRENGTHS
         ]
         parts.append({"clips": len(test), "ridge": max(found, key=lambda each: each["top1_instance"])})
@@ -200,25 +202,15 @@ def work(runs: Runs, rows: Sequence[str], seeds: Sequence[int], sets: Sequence[s
 
 def record(runs: Runs) -> Path:
     """All cells as one file of benchmarks/results."""
-    label = machine.label("cpu" if not torch.cuda.is_available() else "cuda")
     cells: list[dict[str, Any]] = []
     for path in sorted((runs.work / "cells").glob("*.json")):
         what, row, seed = path.stem.split(" - ")
         cells.append({"set": what, "row": row, "seed": int(seed), **json.loads(path.read_text())})
     if not cells:
         raise SystemExit(f"{runs.work} holds no finished cell")
-    evidence = {
-        "accuracy": runs.size,
-        "machine": label,
-        "commit": harness.commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cells": cells,
-    }
-    path = harness.RESULTS / label / f"accuracy-{runs.size}-{evidence['commit']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(evidence, indent=1) + "\n")
-    return path
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    evidence = {"accuracy": runs.size, **harness.facts(device), "cells": cells}
+    return harness.write(f"accuracy-{runs.size}", evidence)
 
 
 def main() -> None:

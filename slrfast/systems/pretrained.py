@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from slrfast import checks
 from slrfast.data import PoseBatch
 from slrfast.nn import Saved
+from slrfast.nn.modes import evaluating
 
 
 class Pretrained(Saved):
@@ -62,13 +62,6 @@ class Pretrained(Saved):
         batch.require_layout(op, self.keypoints)
         checks.dtype(op, own.dtype, **{"batch.xy": batch.xy, "batch.confidence": batch.confidence})
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """All modules in evaluation mode, and afterwards each as it was."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        return evaluating(self)

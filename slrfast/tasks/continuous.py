@@ -14,6 +14,7 @@ from slrfast import checks, ops
 from slrfast.data import PoseBatch
 from slrfast.data.glosses import GlossVocabulary
 from slrfast.nn import Packing
+from slrfast.nn.modes import evaluating
 from slrfast.tasks.finetuned import FinetuneConfig, Finetuned
 
 BLANK = 0
@@ -184,11 +185,19 @@ class ContinuousRecognizer(Finetuned):
             batch: clips on the encoder's device; tokens are not read.
             beam: prefixes that :func:`slrfast.ops.ctc_beam_search` keeps, None as the config says; 0 is greedy.
         """
-        checks.integer_between("ContinuousRecognizer.decode", 0, 1 << 16, beam=0 if beam is None else beam)
-        beam = self.config.beam if beam is None else beam
+        return self.decode_each(batch, (self.config.beam if beam is None else beam,))[0]
+
+    @torch.no_grad()
+    def decode_each(self, batch: PoseBatch, beams: Sequence[int]) -> list[list[list[str]]]:
+        """:meth:`decode` for every one of several beams, from one pass of the network."""
+        for beam in beams:
+            checks.integer_between("ContinuousRecognizer.decode", 0, 1 << 16, beam=beam)
         with self.evaluating():
             logits, steps = self(batch)
         log_probs = logits.log_softmax(2).cpu()
+        return [self._read(log_probs, steps, beam) for beam in beams]
+
+    def _read(self, log_probs: Tensor, steps: Tensor, beam: int) -> list[list[str]]:
         if beam:
             tokens, counts, _ = ops.ctc_beam_search(log_probs, steps, beam=beam, blank=BLANK)
         else:
@@ -232,14 +241,9 @@ def check_encoder(encoder: nn.Module) -> None:
     name = type(encoder).__name__
     checks.require(known, "ContinuousRecognizer", "encoder", rule, name, hint)
     own = next(encoder.parameters())
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
     try:
         trial = PoseBatch.random(1, min_frames=2, max_frames=2, keypoints=encoder.keypoints).to(own.device)  # type: ignore
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(encoder):
             encoder.frame_features(trial)  # type: ignore[operator]
     except ValueError as error:
         raise ValueError(checks.message("ContinuousRecognizer", "encoder", rule, f"{name} ({error})", hint)) from error
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from slrfast import checks
 from slrfast.data import PoseBatch
 from slrfast.errors import CheckpointError, one_line
 from slrfast.files import replacing
+from slrfast.nn.modes import evaluating
 from slrfast.tasks.schedule import factor
 
 HEAD, TASK = "head.safetensors", "task.json"
@@ -105,15 +105,9 @@ class Finetuned(nn.Module):
         self.encoder.train(mode and not self.frozen)
         return self
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, and afterwards the mode that it was in."""
-        mode = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(mode)
+    def evaluating(self) -> AbstractContextManager[None]:
+        """All modules in evaluation mode, and afterwards each as it was."""
+        return evaluating(self)
 
     def training_step(self, batch: PoseBatch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The losses of one batch: "loss", with gradient, and named terms."""

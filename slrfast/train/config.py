@@ -156,6 +156,11 @@ def preprocess_options(values: Mapping[str, Any] | None, layout: int) -> Preproc
         raise RunError(str(error)) from error
 
 
+def one_name(source: str) -> str:
+    """One name for one source of clips, however its path is written."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
 def as_yaml(values: Mapping[str, Any]) -> str:
     """Plain YAML; dataclasses become mappings and tuples become lists."""
     return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)

@@ -18,6 +18,7 @@ from slrfast.train.config import (
     choose_device,
     keypoints_of,
     load_system,
+    one_name,
     open_dataset,
     read_yaml,
     system_config,
@@ -77,7 +78,7 @@ def evaluate_run(
         "pre-trained": load_system(name, folder.model).to(target),
         "untrained": build_system(name, system_config(name, config["system"]), config["train"]["seed"]).to(target),
     }
-    same = trained_on is not None and _one_name(source) == _one_name(trained_on)
+    same = trained_on is not None and one_name(source) == one_name(trained_on)
     split = split or (config.get("split") if same else None)
     dataset = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
     if same:  # of other clips there are poses alone
@@ -129,7 +130,7 @@ def _test_finetuned(
     confusing = [preset.confusing for preset in PRESETS.values() if preset.name == config.get("dataset")]
     settings = {"fuse": [], "confusing": confusing[0] if confusing else ()}
     found, text = ISLR.test(model, Data(test, test, model.extra(), settings=settings), None)
-    same = isinstance(trained_on, str) and _one_name(source) == _one_name(trained_on)
+    same = isinstance(trained_on, str) and one_name(source) == one_name(trained_on)
     saw = same and (split is None or split == config.get("train_split"))
     results = {"run": str(folder.path), "data": source, "split": split, "clips": len(test), **found}
     results["training_may_have_seen_these_clips"] = saw
@@ -137,11 +138,6 @@ def _test_finetuned(
     lines = [f"{len(test)} clips of {len(class_names)} classes", "", text, ""]
     lines += ["The run was trained on clips of this data, so that this may be no test."] if saw else []
     return results, "\n".join([*lines, f"evaluation.json is in {folder.path}"])
-
-
-def _one_name(source: str) -> str:
-    """One name for one source of clips, however its path is written."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _text(results: dict[str, Any], evaluation: Evaluation, folder: RunFolder) -> str:

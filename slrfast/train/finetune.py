@@ -28,6 +28,7 @@ from slrfast.train.config import (
     config_of,
     keypoints_of,
     load_system,
+    one_name,
     open_dataset,
     preprocess_options,
     presets,
@@ -322,7 +323,7 @@ def open_clips(values: Mapping[str, Any], system: Any, *, sentences: bool = Fals
         raise RunError("--train_split and --test_split belong together; give both, or none to hold out whole groups")
     if not test_data and train_split and train_split == test_split:
         raise RunError(f"--train_split and --test_split are both {train_split!r}; test on other clips")
-    if test_data and train_split == test_split and _same_place(test_data, values["data"]):
+    if test_data and train_split == test_split and one_name(test_data) == one_name(values["data"]):
         raise RunError(f"--test_data names the clips of --data, {test_data}; test on other clips, or leave it out")
 
     def opened(source: str, split: str | None) -> ClipDataset:
@@ -337,10 +338,6 @@ def open_clips(values: Mapping[str, Any], system: Any, *, sentences: bool = Fals
     train = opened(values["data"], train_split)
     test = opened(test_data or values["data"], test_split) if test_data or test_split else None
     return Clips(train, test, [*train.skipped, *(test.skipped if test is not None else ())])
-
-
-def _same_place(one: str, other: str) -> bool:
-    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def hold_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset, str]:

@@ -86,15 +86,16 @@ def too_short(data: GlossedDataset, most: int | None) -> list[str]:
     return found
 
 
-def recognised(model: ContinuousRecognizer, data: GlossedDataset, beam: int) -> list[list[str]]:
-    """The glosses of all clips in order; ``beam`` 0 is greedy."""
-    return [glosses for batch in in_batches(data, model) for glosses in model.decode(batch, beam)]
+def recognised(model: ContinuousRecognizer, data: GlossedDataset, beams: Sequence[int]) -> list[list[list[str]]]:
+    """The glosses of all clips in order, for every beam; 0 is greedy."""
+    found = [model.decode_each(batch, beams) for batch in in_batches(data, model)]
+    return [[glosses for batch in found for glosses in batch[i]] for i in range(len(beams))]
 
 
 def _test(model: ContinuousRecognizer, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
     test: Any = data.test
     beam = model.config.beam
-    found = {"beam": recognised(model, test, beam), "greedy": recognised(model, test, 0)}
+    found = dict(zip(("beam", "greedy"), recognised(model, test, (beam, 0)), strict=True))
     errors = {name: word_errors(test.references, glosses) for name, glosses in found.items()}
     values = {name: {"wer": each.rate, **asdict(each)} for name, each in errors.items()}
     names = {"beam": f"prefix beam search, {beam}", "greedy": "greedy"}

@@ -160,22 +160,21 @@ class Relabelled(WrappedDataset):
 
     def __init__(self, dataset: ClipDataset, label: Sequence[int], class_names: Sequence[str]) -> None:
         super().__init__(dataset)
-        self.label, self.class_names = list(label), list(class_names)
+        self._labels, self.class_names = [label[old] for old in dataset.labels], list(class_names)
 
     @property
     def labels(self) -> list[int]:
         """One label per clip."""
-        return [self.label[label] for label in self.dataset.labels]
+        return self._labels
 
     def added(self, index: int) -> dict[str, Any]:
-        return {"label": self.labels[index]}
+        return {"label": self._labels[index]}
 
     def added_to_batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        labels = self.labels
-        return {"label": torch.tensor([labels[i] for i in indices])}
+        return {"label": torch.tensor([self._labels[i] for i in indices])}
 
     def _select(self, indices: Sequence[int]) -> None:
-        """Labels are looked up: nothing is kept per clip."""
+        self._labels = [self._labels[i] for i in indices]
 
 
 def share_of_labels(data: ClipDataset, share: float, seed: int) -> ClipDataset:

@@ -93,12 +93,12 @@ def test_training_brings_the_word_error_rate_down(small_synthetic, tmp_path, mon
     model = finetune.load_finetuned(run).eval()
     data = open_data(values(data="synthetic"), model.encoder, print)
     lines = [json.loads(line) for line in (run / "sentences.jsonl").read_text().splitlines()]
-    assert [line["hypothesis"] for line in lines] == recognised(model, data.test, model.config.beam)
+    assert [line["hypothesis"] for line in lines] == recognised(model, data.test, [model.config.beam])[0]
     assert [tuple(line["reference"]) for line in lines] == data.test.references
 
     torch.manual_seed(0)
     untrained = finetune.build_task(TASK.kind, model.config, model.encoder, data.extra, 0)
-    before = word_errors(data.test.references, recognised(untrained, data.test, 10)).rate
+    before = word_errors(data.test.references, recognised(untrained, data.test, [10])[0]).rate
     assert found["wer"] < 0.65 and found["wer"] < before - 0.3, (found["wer"], before)
 
 
