@@ -93,7 +93,7 @@ class Runs:
         parts = []
         started = time.perf_counter()
         for number, (train, test) in enumerate(divisions(what, clips)):
-            fine = self.finetune(clips, train, test, row, seed, f"{what} - {number}")
+            fine = self.finetune(clips, (train, test), row, seed, what, number)
             probe = self.probe(clips, train, test, row, seed)
             truth = torch.tensor(clips.labels)[test]
             parts.append(
@@ -105,12 +105,15 @@ class Runs:
             )
         self.write(self.cell(what, row, seed), {"parts": parts, "seconds": time.perf_counter() - started})
 
-    def finetune(self, clips: ClipDataset, train: list[int], test: list[int], row: str, seed: int, what: str) -> Tensor:
+    def finetune(
+        self, clips: ClipDataset, division: tuple[list[int], list[int]], row: str, seed: int, what: str, number: int
+    ) -> Tensor:
         """Scores [N, C] of the test clips by the fine-tuned network."""
         torch.manual_seed(seed + 1000)
+        train, test = division
         names = class_names(clips, train)
-        model = Recognizer(finetuning(ROWS[row], self.size), self.system(row, seed), names)
-        folder = self.run(what, row, seed)
+        model = Recognizer(finetuning(ROWS[row], self.size, what), self.system(row, seed), names)
+        folder = self.run(what, number, row, seed)
         folder.path.mkdir(parents=True, exist_ok=True)
         config = TrainConfig(seed=seed, device=self.device, log_every=100, checkpoint_every=10**6)
         result = pretrain(model, clips.subset(train), config, folder, progress=False)

@@ -78,9 +78,9 @@ def test_every_row_builds_in_both_sizes_and_trains_in_the_small_one(name):
     system = recipe.system(config)
     batch = PoseBatch.random(2, min_frames=20, max_frames=24, keypoints=recipe.layout)
     assert torch.isfinite(system.training_step(batch)["loss"])
-    model = Recognizer(finetuning(row, "small"), system, [f"c{i}" for i in range(10)])
+    model = Recognizer(finetuning(row, "small", "wlasl100"), system, [f"c{i}" for i in range(10)])
     assert torch.isfinite(model.training_step(batch)["loss"])
-    finetuning(row, "paper")
+    finetuning(row, "paper", "wlasl100")
 
 
 def cell(what, row, seed, **ways):

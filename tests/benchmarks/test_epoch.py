@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks import harness
 from benchmarks.accuracy import epoch
 from slrfast.data import PoseDataset, SyntheticSigns, pack
 from slrfast.systems import STCConfig
@@ -48,7 +49,7 @@ def test_part_of_an_epoch_is_stated_for_the_whole(clips, tmp_path, monkeypatch):
 def test_what_is_recorded(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(epoch, "SIZES", (epoch.Size("small", tiny, 4),))
     evidence = epoch.run("cpu", ["small"])
-    path = epoch.record(evidence, tmp_path / "results")
+    path = harness.write("epoch", evidence, tmp_path / "results")
     told = json.loads(path.read_text())
     assert path.name == f"epoch-{told['commit']}.json" and told["epoch"] == "islr" and told["data"] == "synthetic"
     assert [case["name"] for case in told["cases"]] == ["small"] and min(told["cases"][0]["seconds"].values()) > 0
