@@ -33,16 +33,11 @@ _FINETUNE = {"learning_rate": 0.02, "batch_size": 32, **AUGMENTATION}
 FINETUNE_EPOCHS = {"wlasl100": 40, "wlasl300": 16, "nepali": 20}
 """In the small configuration: as many steps for 300 glosses as for 100; the letters are learned five times over."""
 _POSES_ALONE = {"tasks": ("reconstruction",), "branches": ("manual",)}
-_MILD = {"min_crop": 0.8, "rotation": 8.0, "scale": (0.9, 1.1), "joint_probability": 0.25, "swap_probability": 0.0}
-"""Of STC's views: ten epochs are too few to see through more."""
 RECIPES = {
     "STC": Recipe(
         STC,
         49,
-        {
-            **_SHORT, **_MILD, "dim": 128, "embedding": 128, "hand_ffn": 256, "trunk_ffn": 256, "bank_size": 4096,
-            "neighbors": 2048, "optimizer": "adamw", "warmup": 0.5, "milestones": (7, 9),
-        },
+        {**_SHORT, "bank_size": 4096, "neighbors": 2048, "warmup": 0.5, "milestones": (7, 9)},
         _FINETUNE,
     ),
     "MASA": Recipe(MASA, 49, {**_SHORT, "bank_size": 4096, "warmup": 1.0, "semantic_ramp": 2.0}, _FINETUNE),

@@ -39,6 +39,8 @@ OP = "loader"
 BATCH, CLASSES, CLIPS = 64, 16, 256
 STEP = 0.06
 SIZE = (640, 480)
+TINY = {"gcn_channels": (8, 8, 16, 16, 16), "dim": 16, "heads": 2, "layers": 1, "bank_size": 8, "neighbors": 8}
+"""Of a network that only says how STC's views are made."""
 Views = Sequence[Any]
 
 
@@ -73,7 +75,7 @@ def compared(views: Views) -> list[Tensor]:
 
 
 def views_case(store: PoseStore, videos: Sequence[dict], device: str) -> Case:
-    system = STC(STCConfig.small(frames=64, augmentation="paper")).to(device)
+    system = STC(STCConfig.paper(**TINY)).to(device)
     order = np.random.default_rng(0).permutation(len(store))[:BATCH].tolist()
     chosen = [videos[i] for i in order]
     changes = drawn(system, store.batch(order).to(device), seed=0)
@@ -169,7 +171,7 @@ def field_collate(samples: Sequence[list[field.View]]) -> list[field.View]:
 
 def epoch_result(store: PoseStore, videos: Sequence[dict], device: str) -> dict:
     """An epoch of both views: seconds and batches per second, with two loader processes and without any."""
-    system = STC(STCConfig.small(frames=64, augmentation="paper")).to(device)
+    system = STC(STCConfig.paper(**TINY)).to(device)
     generator = torch.Generator(device).manual_seed(0)
     order = np.random.default_rng(0).permutation(len(store)).reshape(-1, BATCH).tolist()
 

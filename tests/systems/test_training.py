@@ -63,13 +63,7 @@ def test_masa():
 
 @pytest.mark.slow
 def test_stc():
-    """The joint stream alone, on average over five sets, gains about 0.18, from -0.08 to 0.40, in two gentle epochs.
-
-    With both streams and all terms four epochs gain 0.05 on average, from -0.05 to 0.30; longer training falls back.
-    """
-    config = STCConfig.small(
-        streams=("joint",), frames=24, bank_size=100, neighbors=16, min_crop=0.8, swap_probability=0.0,
-        learning_rate=0.003, batch_size=BATCH,
-    )  # fmt: skip
-    gains = [gain(STC(config), seed, 2) for seed in range(5)]
-    assert sum(gains) / 5 > 0.08 and sum(each > 0 for each in gains) >= 3, gains
+    """Both streams and all terms; of five sets the gains were 0.13 to 0.39, 0.27 on average."""
+    config = STCConfig.small(bank_size=64, neighbors=16, batch_size=BATCH, warmup=0.5)
+    gains = [gain(STC(config), seed, 16) for seed in range(3)]
+    assert min(gains) > 0.03 and sum(gains) / 3 > 0.12, gains
