@@ -32,12 +32,12 @@ QUESTIONS = (
 )
 """What the papers say helps: a row and what it is compared with."""
 
-Found = Mapping[tuple[str, str, str], Sequence[float]]
+Found = Mapping[tuple[str, str, str], Mapping[int, float]]
 
 
-def collect(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[float]]:
-    """(set, row, way) -> top-1 per cent of every seed; over the signers of a set the mean."""
-    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+def collect(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[int, float]]:
+    """(set, row, way) -> seed -> top-1 per cent; over the signers of a set the mean."""
+    found: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
     for cell in sorted(cells, key=lambda each: each["seed"]):
         if cell["set"] not in SETS:
             continue
@@ -45,7 +45,7 @@ def collect(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], li
             values = [part[way]["top1_instance"] for part in cell["parts"] if way in part]
             if values:
                 key = "finetune" if way == "ridge" else way
-                found[cell["set"], cell["row"], key].append(100 * statistics.mean(values))
+                found[cell["set"], cell["row"], key][cell["seed"]] = 100 * statistics.mean(values)
     return dict(found)
 
 
@@ -62,7 +62,7 @@ def render(run: Mapping[str, Any]) -> str:
         lines += ["", f"{title}, {count} test clips, top-1 in per cent:", "", "| | fine-tuned | linear probe | seeds |"]
         lines.append("|---|--:|--:|--:|")
         for row in rows:
-            cells = [_shown(found.get((name, row, way), [])) for way in WAYS]
+            cells = [_shown([*found.get((name, row, way), {}).values()]) for way in WAYS]
             lines.append(f"| {row} | {cells[0]} | {cells[1]} | {len(found[name, row, 'finetune'])} |")
     held = [name for name in SETS if any(key[0] == name for key in found)]
     heads = [f"{SETS[name].split(',')[0]}, {title}" for name in held for title in WAYS.values()]
@@ -83,11 +83,11 @@ def _shown(values: Sequence[float]) -> str:
 
 
 def _difference(found: Found, name: str, way: str, row: str, other: str) -> str:
-    ours = found.get((name, row, way), [])
-    theirs = found.get((name, other, "finetune" if other == "ridge" else way), [])
-    if other == "ridge":
-        theirs = theirs * len(ours)
-    gains = [a - b for a, b in zip(ours, theirs, strict=False)]
+    ours = found.get((name, row, way), {})
+    theirs = found.get((name, other, "finetune" if other == "ridge" else way), {})
+    if other == "ridge":  # nothing in it is drawn
+        theirs = {seed: value for seed in ours for value in theirs.values()}
+    gains = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
     if not gains:
         return ""
     error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
@@ -104,7 +104,7 @@ def draw(run: Mapping[str, Any], path: Path) -> None:
         rows = [row for row in ("ridge", *ROWS) if (name, row, "finetune") in found][::-1]
         for place, row in enumerate(rows):
             for shift, (way, color) in zip((0.2, -0.2), (("finetune", "#1f6fb4"), ("probe", "#8fb8dc")), strict=True):
-                values = found.get((name, row, way), [])
+                values = [*found.get((name, row, way), {}).values()]
                 if values:
                     axis.barh(place + shift, statistics.mean(values), 0.38, color=color)
                     axis.plot(values, [place + shift] * len(values), ".", color="#222222", markersize=4)

@@ -17,7 +17,7 @@ MAX_VALUES = 1 << 24
 """No reader keeps more keypoints than this for one clip."""
 MAX_POSITION = 1e6
 """Pixels; a coordinate beyond it is damage, not a detection."""
-GIVE_SIZE = "give it: --preprocess.size 640x480, or PreprocessOptions(size=(640, 480))"
+GIVE_SIZE = "give it: --preprocess.size 640x480 (evaluate: --size), or PreprocessOptions(size=(640, 480))"
 """What to do about a file that does not name the size of its images."""
 UNITS = ("auto", "pixels", "fractions")
 """What the positions in a file may be said to be."""

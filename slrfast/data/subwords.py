@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -93,7 +94,11 @@ class Subwords:
         if not texts:
             raise DatasetError("there is nothing to learn words from: every training sentence is empty")
         made, trainer = _bpe({}, []), _library().trainers.BpeTrainer
-        limits = {"vocab_size": size, "limit_alphabet": size - len(SPECIAL), "special_tokens": list(SPECIAL)}
+        letters = Counter(letter for text in texts for letter in _SPACE + text.replace(" ", _SPACE))
+        chosen = sorted(letters, key=lambda letter: (-letters[letter], letter))[: size - len(SPECIAL)]
+        # the trainer's own choice among characters that are equally rare is another in every run
+        alphabet = {"initial_alphabet": chosen, "limit_alphabet": len(chosen)}
+        limits = {"vocab_size": size, "special_tokens": list(SPECIAL), **alphabet}
         with _one_process():
             made.train_from_iterator(texts, trainer(show_progress=False, **limits))
         model = json.loads(made.to_str())["model"]

@@ -96,16 +96,16 @@ class WrappedDataset(ClipDataset):
 
 
 def match(names: Sequence[str], found: Mapping[str, T]) -> list[T | None]:
-    """What belongs to every clip: under its name, else under its name without extension, else without folders too.
+    """What belongs to every clip: under its name, else under its name without extension, else with fewer folders.
 
-    Extensions are those of pose files and videos. A name without folders counts only where it is the only one among
-    the clips and among what was found.
+    Extensions are those of pose files and videos. A name with fewer folders, where those of one side end those of the
+    other, counts only if no other clip and nothing else that was found has the same without folders.
 
     Raises:
         DatasetError: a clip has two that are not the same, such as go/01.mp4 and go/01.avi.
 
-    >>> match(["go/01.npz", "go/02.npz", "stay/03.npz"], {"go/01.mp4": 1, "03": 3})
-    [1, None, 3]
+    >>> match(["go/01.npz", "go/02.npz", "stay/03.npz", "stay/04.npz"], {"go/01.mp4": 1, "03": 3, "go/04": 4})
+    [1, None, 3, None]
     """
     plain: dict[str, list[str]] = {}
     for other in found:
@@ -121,10 +121,16 @@ def match(names: Sequence[str], found: Mapping[str, T]) -> list[T | None]:
         if any(found[other] != found[same[0]] for other in same[1:]):
             raise DatasetError(f"{same[0]!r} and {same[1]!r} both belong to the clip {name!r}; remove one")
         key: str | None = same[0] if same else None
-        if key is None and counts[stem] == 1 and len(theirs.get(stem, [])) == 1:
+        if key is None and counts[stem] == 1 and len(theirs.get(stem, [])) == 1 and _nested(name, theirs[stem][0]):
             key = theirs[stem][0]
         matched.append(None if key is None else found[key])
     return matched
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether the folders of one name end those of the other, or are not told."""
+    folders = ["/" + _plain(name).rpartition("/")[0] for name in (one, other)]
+    return "/" in folders or folders[0].endswith(folders[1]) or folders[1].endswith(folders[0])
 
 
 def _plain(name: str) -> str:

@@ -289,7 +289,7 @@ class STC(Pretrained):
         return {s: torch.stack([both[part] for part in parts]).sum(0) for s, both in vectors.items()}
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """SGD with momentum over the query encoders, as in the paper; the weight decay is the authors' code's."""
+        """SGD with momentum, as in the paper, or AdamW, over the query encoders; the code's weight decay."""
         config = self.config
         parameters = [p for encoder in self.query.values() for p in encoder.parameters()]
         if config.optimizer == "adamw":

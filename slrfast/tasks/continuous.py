@@ -14,8 +14,7 @@ from slrfast import checks, ops
 from slrfast.data import PoseBatch
 from slrfast.data.glosses import GlossVocabulary
 from slrfast.nn import Packing
-from slrfast.nn.modes import evaluating
-from slrfast.tasks.finetuned import FinetuneConfig, Finetuned
+from slrfast.tasks.finetuned import FinetuneConfig, Finetuned, check_frames
 
 BLANK = 0
 KERNEL, POOLED = 5, 2
@@ -107,7 +106,8 @@ class ContinuousRecognizer(Finetuned):
 
     Args:
         config: how to train.
-        encoder: MASA or SLP, or any module with ``frame_dim`` and ``frame_features(batch) -> (rows, Packing)``.
+        encoder: MASA or SLP, or any module with ``keypoints``, ``frame_dim`` and
+            ``frame_features(batch) -> (rows, Packing)``.
         glosses: a name for every class from 1 on, all different.
     Raises:
         ValueError: an encoder without features of frames, no glosses or one twice.
@@ -119,7 +119,7 @@ class ContinuousRecognizer(Finetuned):
     def __init__(self, config: ContinuousConfig, encoder: nn.Module, glosses: Sequence[str]) -> None:
         super().__init__(config, encoder)
         self.vocabulary = GlossVocabulary(glosses)
-        check_encoder(encoder)
+        check_frames("ContinuousRecognizer", encoder)
         self.convolution = TemporalConvolution(int(encoder.frame_dim), config.channels)  # type: ignore[arg-type]
         dropout = config.dropout if config.layers > 1 else 0.0
         self.lstm = nn.LSTM(
@@ -175,7 +175,8 @@ class ContinuousRecognizer(Finetuned):
         losses = F.ctc_loss(
             log_probs, tokens.to(logits.device), steps, counts, BLANK, reduction="none", zero_infinity=True
         )
-        return {"loss": losses.mean(), "alignable": (steps >= steps_needed(tokens, counts)).float().mean()}
+        long_enough = (steps >= steps_needed(tokens, counts)).float()
+        return {"loss": losses.mean(), "alignable": long_enough.mean().to(losses.device)}
 
     @torch.no_grad()
     def decode(self, batch: PoseBatch, beam: int | None = None) -> list[list[str]]:
@@ -232,18 +233,3 @@ def steps_needed(tokens: Tensor, counts: Tensor) -> Tensor:
     """Steps that CTC needs for labellings [B, L] of so many tokens [B]: one a token, one more between equal ones."""
     behind = torch.arange(1, max(1, tokens.shape[1]), device=tokens.device) < counts[:, None]
     return counts + ((tokens[:, 1:] == tokens[:, :-1]) & behind).sum(1)
-
-
-def check_encoder(encoder: nn.Module) -> None:
-    """ValueError unless the encoder has features of single frames; a run of two frames is tried."""
-    rule, hint = "have features of single frames", "use MASA (masking='frame') or SLP"
-    known = hasattr(encoder, "frame_features") and hasattr(encoder, "frame_dim")
-    name = type(encoder).__name__
-    checks.require(known, "ContinuousRecognizer", "encoder", rule, name, hint)
-    own = next(encoder.parameters())
-    try:
-        trial = PoseBatch.random(1, min_frames=2, max_frames=2, keypoints=encoder.keypoints).to(own.device)  # type: ignore
-        with torch.no_grad(), evaluating(encoder):
-            encoder.frame_features(trial)  # type: ignore[operator]
-    except ValueError as error:
-        raise ValueError(checks.message("ContinuousRecognizer", "encoder", rule, f"{name} ({error})", hint)) from error

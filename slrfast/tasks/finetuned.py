@@ -81,11 +81,13 @@ class Finetuned(nn.Module):
         encoder: one of slrfast.systems.
     Attributes:
         task: its name on the command line.
+        measures: what ``training_step`` returns that is no term of the loss.
         epoch: the (fractional) epoch that training has come to.
     """
 
     task: ClassVar[str]
     Config: ClassVar[type[Any]] = FinetuneConfig
+    measures: ClassVar[tuple[str, ...]] = ()
     epoch: float = 0.0
 
     def __init__(self, config: Any, encoder: nn.Module) -> None:
@@ -108,6 +110,10 @@ class Finetuned(nn.Module):
     def evaluating(self) -> AbstractContextManager[None]:
         """All modules in evaluation mode, and afterwards each as it was."""
         return evaluating(self)
+
+    def encode(self, batch: PoseBatch) -> Tensor:
+        """The encoder's features of every clip, [B, D], as of its own ``encode``."""
+        return self.encoder.encode(batch)  # type: ignore[operator]
 
     def training_step(self, batch: PoseBatch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The losses of one batch: "loss", with gradient, and named terms."""
@@ -179,3 +185,18 @@ class Finetuned(nn.Module):
         wrong = [name for name in [*missing, *unexpected] if not name.startswith("encoder.")]
         if wrong:
             raise CheckpointError(f"{path}: is no head of this task, {wrong[0]!r} does not fit")
+
+
+def check_frames(op: str, encoder: nn.Module) -> None:
+    """ValueError unless the encoder has features of single frames; a run of two frames is tried."""
+    rule, hint = "have features of single frames", "use MASA (masking='frame') or SLP"
+    known = hasattr(encoder, "frame_features") and hasattr(encoder, "frame_dim")
+    name = type(encoder).__name__
+    checks.require(known, op, "encoder", rule, name, hint)
+    own = next(encoder.parameters())
+    try:
+        trial = PoseBatch.random(1, min_frames=2, max_frames=2, keypoints=encoder.keypoints).to(own.device)  # type: ignore
+        with torch.no_grad(), evaluating(encoder):
+            encoder.frame_features(trial)  # type: ignore[operator]
+    except ValueError as error:
+        raise ValueError(checks.message(op, "encoder", rule, f"{name} ({error})", hint)) from error

@@ -44,6 +44,17 @@ def group_folds(groups: Sequence[str], folds: int) -> list[np.ndarray]:
     return [np.flatnonzero(fold_of[inverse] == fold) for fold in range(folds)]
 
 
+def known_groups(groups: Sequence[str]) -> list[str]:
+    """Groups to divide clips by: one whose group is not known ("") is a group of its own, and so is every clip where
+    there is but one group.
+
+    >>> known_groups(["anna", "", "anna", ""])
+    ['anna', 'clip 000000001', 'anna', 'clip 000000003']
+    """
+    told = len(set(groups)) > 1
+    return [group if told and group else f"clip {i:09d}" for i, group in enumerate(groups)]
+
+
 def knn_scores(
     features: Tensor, labels: Tensor, queries: Tensor, num_classes: int, *, k: int = 10, temperature: float = 0.07
 ) -> Tensor:
@@ -126,7 +137,7 @@ def _inner_accuracy(
     strengths: Sequence[float],
     inner_folds: int,
 ) -> np.ndarray:
-    names = list(groups) if len(set(groups)) > 1 else [f"{i:09d}" for i in range(len(labels))]
+    names = known_groups(groups)
     hits = np.zeros(len(strengths))
     for fold in group_folds(names, min(inner_folds, len(set(names)))):
         held = torch.zeros(len(labels), dtype=torch.bool)

@@ -128,6 +128,7 @@ class Recognizer(Finetuned):
     """
 
     task = "islr"
+    measures = ("top1",)
     Config = RecognizerConfig
 
     def __init__(self, config: RecognizerConfig, encoder: nn.Module, class_names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from slrfast.data.subwords import BOS, EOS, PAD, UNK, Subwords
 from slrfast.nn import DecoderCache, TokenDecoder, with_positions
 from slrfast.nn.decoder import Memory
 from slrfast.tasks.beam_search import Hypotheses, beam_search
-from slrfast.tasks.finetuned import FinetuneConfig, Finetuned
+from slrfast.tasks.finetuned import FinetuneConfig, Finetuned, check_frames
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Translator(Finetuned):
 
     Args:
         config: how to train and translate.
-        encoder: one of slrfast.systems with features of frames: SLP or MASA.
+        encoder: MASA or SLP, or any module with ``keypoints``, ``frame_dim`` and ``frame_features`` as theirs.
         vocabulary: Subwords, or what ``Subwords.to_json`` gave.
     Raises:
         TypeError, ValueError: the encoder has no features of frames, or the vocabulary is none.
@@ -95,9 +95,8 @@ class Translator(Finetuned):
 
     def __init__(self, config: TranslatorConfig, encoder: nn.Module, vocabulary: Subwords | Mapping[str, Any]) -> None:
         super().__init__(config, encoder)
-        width: Any = getattr(encoder, "frame_dim", None)
-        rule, hint = "have features of frames", "pre-train SLP or MASA"
-        checks.require(isinstance(width, int), "Translator", "encoder", rule, type(encoder).__name__, hint)
+        check_frames("Translator", encoder)
+        width: Any = encoder.frame_dim
         self.vocabulary = vocabulary if isinstance(vocabulary, Subwords) else Subwords.from_json(vocabulary)
         dim = config.dim
         self.projector = nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim))

@@ -213,6 +213,7 @@ def evaluate_command(argv: list[str]) -> int:
     parser.add_argument("--folds", type=int, default=4, help="parts that the groups are divided into")
     parser.add_argument("--votes", type=int, default=10, help="neighbours of kNN")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:<number>")
+    parser.add_argument("--size", type=tuple[int, int] | None, help="WxH in pixels, for pose files that do not say")
     parser.add_json()
     options = parser.read(argv)
     say = speaker(options.json)
@@ -223,6 +224,7 @@ def evaluate_command(argv: list[str]) -> int:
         folds=options.folds,
         votes=options.votes,
         device=options.device,
+        size=options.size,
         say=say,
     )
     say(text)

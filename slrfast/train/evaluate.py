@@ -5,7 +5,7 @@ A run of ``slrfast finetune islr`` is tested as it is, on other clips.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def evaluate_run(
     folds: int = 4,
     votes: int = 10,
     device: str = "auto",
+    size: tuple[int, int] | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[dict[str, Any], str]:
     """Evaluate a run's saved model; evaluation.json and, of pre-training, evaluation.png go into the run folder.
@@ -53,6 +54,7 @@ def evaluate_run(
         folds: the groups are divided into so many parts, each held out once.
         votes: neighbours of kNN.
         device: "auto", "cpu", "cuda" or "cuda:1".
+        size: width and height of the images, for pose files that do not say; None is that of the run.
         say: told about skipped files.
     Returns:
         What evaluation.json holds, and the same as text for people.
@@ -67,7 +69,7 @@ def evaluate_run(
         raise RunError(str(error)) from error
     folder = RunFolder(run)
     if (task := finetuned_for(folder)) is not None:
-        return _test_finetuned(folder, task, data, split, device, say)
+        return _test_finetuned(folder, task, data, split, device, size, say)
     config = folder.read_config()
     name, trained_on = config["name"], config.get("data")
     source = data or trained_on
@@ -80,7 +82,7 @@ def evaluate_run(
     }
     same = trained_on is not None and one_name(source) == one_name(trained_on)
     split = split or (config.get("split") if same else None)
-    dataset = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
+    dataset = open_dataset(source, split, _sized(config, size, name), keypoints_of(name))
     if same:  # of other clips there are poses alone
         inputs = {**INPUTS.get(name, {}), **config, "data": source, "split": split}  # a demo's config names none
         dataset = with_inputs(name, dataset, inputs, networks["pre-trained"], train=False)
@@ -101,7 +103,7 @@ def evaluate_run(
         "groups": len(set(clips.groups)),
         "held_out": "groups" if clips.grouped else "clips",
         "folds": len(held_out),
-        "pretraining_saw_these_clips_unlabelled": same and split == config.get("split"),
+        "pretraining_saw_these_clips_unlabelled": same and config.get("split") in (None, split),
         "rows": evaluation.rows(),
         "standard_error": evaluation.standard_error(),
         "choices": evaluation.choices,
@@ -112,7 +114,13 @@ def evaluate_run(
 
 
 def _test_finetuned(
-    folder: RunFolder, task: str, source: str | None, split: str | None, device: str, say: Callable[[str], None]
+    folder: RunFolder,
+    task: str,
+    source: str | None,
+    split: str | None,
+    device: str,
+    size: tuple[int, int] | None,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any], str]:
     """Test the model of a run of ``finetune islr`` on labelled clips, whose classes are found by their names."""
     if task != ISLR.name:
@@ -123,21 +131,27 @@ def _test_finetuned(
         raise RunError(f"{folder.path}: --data is needed to test a fine-tuned model: labelled clips")
     config, model = read_yaml(folder.config), load_finetuned(folder.model).to(choose_device(device))
     name, trained_on, class_names = name_of(model.encoder), config.get("data"), model.extra()["class_names"]
-    clips = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
+    clips = open_dataset(source, split, _sized(config, size, name), keypoints_of(name))
     clips = with_inputs(name, clips, {**config, "data": source, "split": split}, model.encoder, train=False)
     report_skipped(clips.skipped, folder.evaluation_skipped, say)
     test = with_labels_of(class_names, clips)
-    confusing = [preset.confusing for preset in PRESETS.values() if preset.name == config.get("dataset")]
-    settings = {"fuse": [], "confusing": confusing[0] if confusing else ()}
+    preset = PRESETS.get(config.get("dataset") or "")
+    settings = {"fuse": [], "confusing": preset.confusing if preset else ()}
     found, text = ISLR.test(model, Data(test, test, model.extra(), settings=settings), None)
     same = isinstance(trained_on, str) and one_name(source) == one_name(trained_on)
-    saw = same and (split is None or split == config.get("train_split"))
+    saw = same and (split is None or config.get("train_split") in (None, split))
     results = {"run": str(folder.path), "data": source, "split": split, "clips": len(test), **found}
     results["training_may_have_seen_these_clips"] = saw
     write_json(folder.evaluation, results)
     lines = [f"{len(test)} clips of {len(class_names)} classes", "", text, ""]
     lines += ["The run was trained on clips of this data, so that this may be no test."] if saw else []
     return results, "\n".join([*lines, f"evaluation.json is in {folder.path}"])
+
+
+def _sized(config: Mapping[str, Any], size: tuple[int, int] | None, name: str) -> Mapping[str, Any] | None:
+    """The run's pre-processing, of images of another size if one is given."""
+    options = config.get("preprocess")
+    return options if size is None else {**(options or {"layout": keypoints_of(name)}), "size": size}
 
 
 def _text(results: dict[str, Any], evaluation: Evaluation, folder: RunFolder) -> str:

@@ -19,8 +19,8 @@ from slrfast.data.synthetic_sentences import SyntheticSentences
 from slrfast.data.wrapped import some
 from slrfast.errors import CheckpointError, SlrfastError, one_line
 from slrfast.systems import SYSTEMS
-from slrfast.tasks import group_folds
 from slrfast.tasks.finetuned import TASK, Finetuned
+from slrfast.tasks.probe import group_folds, known_groups
 from slrfast.train.config import (
     RunError,
     build_system,
@@ -343,21 +343,22 @@ def open_clips(values: Mapping[str, Any], system: Any, *, sentences: bool = Fals
 def hold_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset, str]:
     """All clips but one of so many parts of the groups, that part, and a note on who is in it.
 
-    Where no groups are known single clips are held out; where there are fewer groups than parts, so many parts.
+    It is the part whose size is nearest to an equal share. Where no groups are known single clips are held out; where
+    there are fewer groups than parts, so many parts.
 
     Raises:
         RunError: fewer than two folds or clips.
     """
     groups = clips.groups
-    grouped = len(set(groups)) > 1
-    parts = groups if grouped else [f"clip {i}" for i in range(len(clips))]
+    parts = known_groups(groups)
     if folds < 2:
         raise RunError(f"--folds must be at least 2, got {folds}")
     if len(clips) < 2:
         raise RunError(f"there is {len(clips)} clip, too few to hold some out for the test")
-    held = group_folds(parts, min(folds, len(set(parts))))[0]
+    count = min(folds, len(set(parts)))
+    held = min(group_folds(parts, count), key=lambda fold: abs(count * len(fold) - len(clips)))
     rest = np.setdiff1d(np.arange(len(clips)), held)
-    who = some(sorted({groups[i] for i in held}), 8) if grouped else "single clips, no groups are known"
+    who = some(sorted({parts[i] for i in held} & set(groups)), 8) or "single clips, no groups are known"
     return clips.subset(rest.tolist()), clips.subset(held.tolist()), f"held out for the test: {who}"
 
 

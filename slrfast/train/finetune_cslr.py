@@ -9,7 +9,8 @@ from typing import Any
 from slrfast.data.continuous_lists import Sentence, read_sentences
 from slrfast.data.glosses import GlossedDataset, GlossVocabulary
 from slrfast.data.wrapped import some
-from slrfast.tasks.continuous import FRAMES_A_STEP, ContinuousRecognizer, check_encoder, steps_needed
+from slrfast.tasks.continuous import FRAMES_A_STEP, ContinuousRecognizer, steps_needed
+from slrfast.tasks.finetuned import check_frames
 from slrfast.tasks.word_errors import WordErrors, word_errors
 from slrfast.train.config import RunError
 from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, hold_out, in_batches, open_clips
@@ -33,12 +34,14 @@ def _add_options(parser: Parser) -> list[str]:
 def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
     """Clips with their glosses to train and test on, and the vocabulary of the training list."""
     try:
-        check_encoder(system)
+        check_frames("finetune cslr", system)
         word_errors([["a"]], [["a"]])  # rather now than after the training
     except (ImportError, ValueError) as error:
         raise RunError(str(error)) from error
     asked: Mapping[str, Sentence]
     if values["data"] == SYNTHETIC:
+        if values["test_data"] or values["sentences"]:
+            raise RunError("made-up sentences bring their own glosses and test; leave out --test_data and --sentences")
         made_up: Any
         made_up, _, skipped = open_clips(values, system, sentences=True)
         clips, test_clips, note = hold_out(made_up, _FOLDS)
@@ -109,8 +112,8 @@ def _test(model: ContinuousRecognizer, data: Data, folder: RunFolder | None) -> 
 
 
 def _per_cent(errors: WordErrors) -> list[str]:
-    kinds: Sequence[float] = (errors.substitutions, errors.deletions, errors.insertions)
-    return [f"{100 * errors.rate:.1f}", *(f"{100 * kind / errors.words:.1f}" for kind in kinds)]
+    rates = (errors.rate, errors.substitutions / errors.words, errors.deletion_rate, errors.insertion_rate)
+    return [f"{100 * rate:.1f}" for rate in rates]
 
 
 TASK = Task(
@@ -118,8 +121,8 @@ TASK = Task(
     "Recognise the glosses of signed sentences. Fine-tunes the encoder of a run of masa or slp with a temporal\n"
     "convolution, a BiLSTM and CTC; tests by a prefix beam search and greedily, by the word error rate.",
     [
-        "cslr --encoder runs/first --data poses/ --sentences phoenix2014/annotations/manual --run runs/sentences",
-        "cslr --encoder runs/first --data store/ --sentences sentence_label --test_list dev",
+        "cslr --encoder runs/slp --data poses/ --sentences phoenix2014/annotations/manual --run runs/sentences",
+        "cslr --encoder runs/slp --data store/ --sentences sentence_label --test_list dev",
         "cslr --encoder slp:small --data synthetic --preset small --task.epochs 30 --task.milestones [26]",
     ],
     ("slp", "small"),

@@ -76,8 +76,8 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
         train = share_of_labels(train, values["labels"], values["train"].seed)
         notes.append(f"{100 * values['labels']:g} % of the labels: {len(train)} clips")
     settings = {"fuse": other, "fuse_weights": values["fuse_weights"] or None, "votes": values["votes"]}
+    ours = _scores(test, torch.zeros(len(test), len(train.class_names)), train.class_names)  # refuses equal names
     if other:
-        ours = _scores(test, torch.zeros(len(test), len(train.class_names)), train.class_names)
         try:
             late_fusion([ours, *other], weights=settings["fuse_weights"])
         except ScoreFileError:
@@ -238,7 +238,8 @@ def judge(scores: Tensor, data: Data, folder: RunFolder | None) -> tuple[dict[st
     if data.settings["confusing"]:
         results["confusing"] = groups = confusing_metrics(best, labels, data.settings["confusing"])
         rows = [
-            [name, *(f"{100 * (group[k] or 0):.1f}" for k in group if k != "clips")] for name, group in groups.items()
+            [name, *("-" if value is None else f"{100 * value:.1f}" for k, value in group.items() if k != "clips")]
+            for name, group in groups.items()
         ]
         text += ["", aligned([["", "top-1", "top-2", "top-5"], *rows], text_columns=1)]
     if folder is not None:

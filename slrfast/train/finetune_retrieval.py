@@ -51,7 +51,7 @@ def text_encoder_name(values: Mapping[str, Any]) -> str | None:
     if values.get("text_encoder") or not values.get("encoder"):
         return values.get("text_encoder")
     folder = RunFolder(values["encoder"])
-    return read_yaml(folder.config).get("text_encoder") if folder.config.is_file() else None
+    return text_encoder_name(read_yaml(folder.config)) if folder.config.is_file() else None
 
 
 def with_encoder(dataset: ClipDataset, values: Mapping[str, Any], system: Any) -> dict[str, Any]:

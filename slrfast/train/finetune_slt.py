@@ -19,10 +19,11 @@ from slrfast.data.synthetic_sentences import SyntheticSentences
 from slrfast.data.text import Caption, gloss_captions, read_captions
 from slrfast.data.wrapped import match, some
 from slrfast.errors import SlrfastError, one_line
+from slrfast.tasks.finetuned import check_frames
 from slrfast.tasks.translation import Translator
 from slrfast.tasks.translation_metrics import translation_metrics
 from slrfast.train.config import RunError
-from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, check_count, hold_out, in_batches, name_of, open_clips
+from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, check_count, hold_out, in_batches, open_clips
 from slrfast.train.options import Parser
 from slrfast.train.report import write_sentences
 from slrfast.train.runs import RunFolder
@@ -53,16 +54,16 @@ def open_data(values: Mapping[str, Any], system: Any, say: Say) -> Data:
     Test clips are those of --test_data or --test_split, else those that --test_captions or the annotations' test split
     name, else whole groups that are held out.
     """
-    if not hasattr(system, "frame_dim"):
-        raise RunError(f"slt needs features of frames, which {name_of(system)} has none of; pre-train slp or masa")
+    try:
+        check_frames("finetune slt", system)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     check_count(vocabulary=values["vocabulary"], folds=values["folds"])
     translation_metrics(["a"], ["a"])  # what it needs is missed now, not after training
     if not values["captions"] and values["data"] != SYNTHETIC:
         raise RunError("--captions is needed: the file or the annotations that say what the clips mean")
     train, test, skipped = open_clips(values, system, sentences=not values["captions"])
     try:
-        with torch.no_grad(), system.evaluating():
-            system.frame_features(train.batch([0]))
         return replace(_with_sentences(values, train, test), skipped=skipped)
     except SlrfastError:
         raise
@@ -163,8 +164,8 @@ TASK = Task(
     "Translate continuous signing into sentences, without glosses. Fine-tunes the encoder of a run (slp or masa) with\n"
     "an MLP and a transformer decoder; translates the test clips with beam search, scored by BLEU and ROUGE-L.",
     [
-        "slt --encoder runs/first --data poses/ --captions PHOENIX-2014-T/annotations/manual --run runs/words",
-        "slt --encoder runs/first --data index.csv --train_split train --test_split test --captions captions.csv",
+        "slt --encoder runs/slp --data poses/ --captions PHOENIX-2014-T/annotations/manual --run runs/words",
+        "slt --encoder runs/slp --data index.csv --train_split train --test_split test --captions captions.csv",
         "slt --encoder slp:small --data synthetic --preset small --task.epochs 20",
     ],
     ("slp", "small"),

@@ -141,7 +141,7 @@ def pretrain(
         first, last = session.step, epochs * per_epoch
         start, earlier = time.perf_counter(), session.seconds
         reason = None
-        moved = {"learning_rate"}
+        moved = {"learning_rate", *getattr(system, "measures", ())}
         with (
             naming_dead_workers("pretrain", "loader"),
             RunLog(folder, first) as log,

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from slrfast.tasks import group_folds, knn_scores, linear_probe_scores, recognition_metrics
+from slrfast.tasks.probe import known_groups
 from slrfast.train.config import RunError
 from slrfast.train.loading import load_batches
 
@@ -33,7 +34,7 @@ class Labelled:
     Attributes:
         index: [N] positions in the dataset.
         labels: [N] int64, counted among the classes that occur.
-        groups: the group of every clip (signer, language); its own name where no group is known at all.
+        groups: the group of every clip (signer, language); of its own where none is known.
         names: class names.
         grouped: False when no group is known, so that clips themselves are held out.
     """
@@ -51,13 +52,11 @@ class Labelled:
         index = np.flatnonzero(labels >= 0)
         present, compact = np.unique(labels[index], return_inverse=True)
         groups = [str(dataset.groups[i]) for i in index]
-        grouped = len(set(groups)) > 1
         if len(present) < 2:
             raise RunError(f"evaluation needs labelled clips of at least two classes, this dataset has {len(present)}")
-        if not grouped:
-            groups = [f"clip {i}" for i in index]
         names = tuple(str(dataset.class_names[i]) for i in present)
-        return cls(index, torch.from_numpy(compact.astype(np.int64)), tuple(groups), names, grouped)
+        among, grouped = torch.from_numpy(compact.astype(np.int64)), len(set(groups)) > 1
+        return cls(index, among, tuple(known_groups(groups)), names, grouped)
 
     def folds(self, count: int) -> list[np.ndarray]:
         """Positions in ``labels`` of each fold's held-out clips; fewer folds when there are fewer groups."""

@@ -95,6 +95,8 @@ def test_table_has_means_spreads_and_differences_of_common_seeds(tmp_path):
     found = {"accuracy": "small", "machine": "cpu-x", "commit": "abc", "cells": cells}
     text = table.render(found)
     assert "| ridge | 35.0 |  | 1 |" in text
+    fewer = [cell for cell in cells if (cell["row"], cell["seed"]) != ("STC", 0)]
+    assert "| STC, above the same network from scratch | +15.0 | +20.0 |" in table.render(found | {"cells": fewer})
     assert "| STC | 55.0 ± 7.1 | 40.0 ± 0.0 | 2 |" in text
     assert "| | WLASL100, fine-tuned | WLASL100, linear probe |" in text
     assert "| STC, above the same network from scratch | +10.0 ± 5.0 | +20.0 ± 0.0 |" in text

@@ -89,6 +89,11 @@ def test_long_sentences_are_cut_before_their_end():
     assert words.cut("")[0].tolist() == [EOS]
 
 
+def test_characters_that_are_equally_rare_are_chosen_alike_in_every_run():
+    sentences = [chr(0x4E00 + i) for i in range(200)]
+    assert len({Subwords.train(sentences, size=100).fingerprint for _ in range(4)}) == 1
+
+
 def test_a_small_vocabulary_keeps_the_frequent_characters():
     words = Subwords.train(["aaaa bb c"], size=6)
     assert len(words) == 6 and UNK in words.encode("c") and UNK not in words.encode("a")

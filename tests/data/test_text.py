@@ -239,6 +239,9 @@ def test_a_real_sample_of_german_sentences(shared_data, tmp_path):
         (["v1.2", "v1.3"], {"v1.2": 1}, [1, None]),
         (["a.npz"], {"a.npz": 1, "a": 2}, [1]),
         (["train/a"], {"a.mp4": 1}, [1]),
+        (["train/a.npz"], {"test/a": 1}, [None]),
+        (["set/train/a.npz", "b"], {"train/a": 1, "set/b": 2}, [1, 2]),
+        (["retrain/a.npz"], {"train/a": 1}, [None]),
         (["", "/", "..", ".mp4"], {"": 1, "/": 2, "..": 3}, [1, 2, 3, 1]),
     ],
 )

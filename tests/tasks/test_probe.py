@@ -4,7 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from slrfast.tasks.metrics import top_k_accuracy
-from slrfast.tasks.probe import _inner_accuracy, _logits_per_strength, group_folds, knn_scores, linear_probe_scores
+from slrfast.tasks.probe import (
+    _inner_accuracy,
+    _logits_per_strength,
+    group_folds,
+    knn_scores,
+    known_groups,
+    linear_probe_scores,
+)
 
 
 def clusters(count=120, dim=16, classes=5, groups=6, spread=0.3, seed=0):
@@ -34,6 +41,12 @@ class TestGroupFolds:
         of_fold = [set(groups[fold]) for fold in group_folds(groups.tolist(), 2)]
         shuffled = [set(groups[order][fold]) for fold in group_folds(groups[order].tolist(), 2)]
         assert of_fold == shuffled
+
+    def test_clips_of_no_known_group_are_no_group(self):
+        groups = known_groups(["anna", ""] * 3 + [""] * 84)
+        assert sorted(len(fold) for fold in group_folds(groups, 3)) == [30, 30, 30]
+        assert len({groups[i] for i in (0, 2, 4)}) == 1 and len(set(groups)) == 88
+        assert len(set(known_groups(["anna"] * 5))) == len(set(known_groups([""] * 5))) == 5
 
     @pytest.mark.parametrize("folds", [1, 3])
     def test_number_of_folds(self, folds):

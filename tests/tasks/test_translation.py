@@ -21,7 +21,7 @@ WORDS = Subwords(["\u2581a", "\u2581b", "\u2581c", "\u2581d"])
 class Frames(nn.Module):
     """An encoder: a linear map of every frame."""
 
-    frame_dim = 8
+    keypoints, frame_dim = 49, 8
 
     def __init__(self):
         super().__init__()
@@ -200,7 +200,7 @@ class Pooled(nn.Module):
         (
             lambda: Translator(TranslatorConfig(**TINY), Pooled(), WORDS),
             ValueError,
-            "encoder must have features of frames, got Pooled; pre-train SLP or MASA",
+            "encoder must have features of single frames, got Pooled; use MASA",
         ),
         (lambda: Translator(TranslatorConfig(**TINY), Frames(), {"pieces": []}), TypeError, "value must be an object"),
         (lambda: make().training_step(PoseBatch.random(2)), ValueError, "batch must have tokens, got none; use a Tr"),

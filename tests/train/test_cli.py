@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import slrfast
+from slrfast.data import SyntheticSigns
 from slrfast.systems import SYSTEMS
 from slrfast.train import config
 from slrfast.train.cli import main
@@ -334,6 +335,23 @@ class TestEvaluate:
         assert main(["evaluate", "--run", str(pretrained), "--json"]) == 0
         results = json.loads(capsys.readouterr().out)
         assert {row["network"] for row in results["rows"]} == {"pre-trained", "untrained", "chance"}
+
+    def test_clips_that_do_not_say_how_large_their_images_are(self, pretrained, capsys, tmp_path):
+        signs = SyntheticSigns(2, 4, 2)
+        for i, clip in enumerate(signs.clips):
+            pose = signs.pose(i)
+            frames = [
+                {"frame_id": t + 1, "instances": [{"keypoints": xy[0].tolist(), "keypoint_scores": c[0].tolist()}]}
+                for t, (xy, c) in enumerate(zip(pose.xy, pose.confidence, strict=True))
+            ]
+            path = tmp_path / "labelled" / signs.class_names[clip.label] / f"{i}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"meta_info": {}, "instance_info": frames}))
+        argv = ["evaluate", "--run", str(pretrained), "--data", str(tmp_path / "labelled"), "--folds", "2"]
+        assert main(argv) == 2
+        assert "(evaluate: --size)" in complaint(capsys)
+        assert main([*argv, "--size", "640x480"]) == 0
+        assert json.loads((pretrained / "evaluation.json").read_text())["clips"] == 8
 
     def test_the_config_of_something_else(self, pretrained, capsys):
         (pretrained / "config.yaml").write_text("name: tiny\n")

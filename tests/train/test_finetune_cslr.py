@@ -131,7 +131,7 @@ def test_glosses_outside_the_vocabulary_count_as_errors_and_are_said(store, writ
         config=SimpleNamespace(batch_size=2, beam=3),
         vocabulary=range(4),
         parameters=lambda: iter([torch.zeros(1)]),
-        decode=lambda batch, beam: [["sign00"]] * batch.size,
+        decode_each=lambda batch, beams: [[["sign00"]] * batch.size for _ in beams],
     )
     found, _ = TASK.test(model, data, None)
     assert found["metrics"]["beam"]["wer"] == 3 / 4
@@ -147,7 +147,7 @@ def test_empty_references(store, write, masa):
         config=SimpleNamespace(batch_size=8, beam=3),
         vocabulary=range(1),
         parameters=lambda: iter([torch.zeros(1)]),
-        decode=lambda batch, beam: [["sign01"]] * batch.size,
+        decode_each=lambda batch, beams: [[["sign01"]] * batch.size for _ in beams],
     )
     found, text = TASK.test(model, data, None)
     assert found["metrics"]["greedy"]["insertions"] == 1 and found["metrics"]["greedy"]["wer"] == 1.0
@@ -167,6 +167,9 @@ def test_clips_too_short_for_their_glosses_are_said(store, write, masa, sentence
 def test_lists_that_cannot_be_used(store, write, masa):
     with pytest.raises(RunError, match="--sentences is needed"):
         open_data(values(data=str(store)), masa, print)
+    for option in ("test_data", "sentences"):
+        with pytest.raises(RunError, match="bring their own glosses and test; leave out --test_data and --sentences"):
+            open_data(values(data="synthetic", **{option: str(store)}), masa, print)
     with pytest.raises(DatasetError, match="holds no list of the split 'test'"):
         opened(store, write(), masa, test_list="test")
     with pytest.raises(RunError, match="30 sentences are in the lists of training and of the test: 'sentence000'"):

@@ -212,6 +212,22 @@ def test_weights_of_fusion_are_checked_before_the_training(signs, tmp_path, caps
     assert not (tmp_path / "r").exists()
 
 
+def test_a_test_clip_that_is_named_twice_is_refused_before_the_training(signs, tmp_path, capsys):
+    lines = (signs / "index.csv").read_text().splitlines()
+    twice = next(line for line in lines if ",test," in line)
+    (signs / "twice.csv").write_text("\n".join([*lines, twice]) + "\n")
+    argv = ["finetune", "islr", *TINY, "--data", signs / "twice.csv", "--train_split", "train", "--test_split", "test"]
+    assert "names a clip more than once" in said_by([*argv, "--run", tmp_path / "r"], capsys)
+    assert not (tmp_path / "r").exists()
+
+
+def test_knn_of_the_encoder_during_training(signs, tmp_path):
+    argv = ["finetune", "islr", *TINY, "--data", str(signs / "index.csv"), "--run", str(tmp_path / "r")]
+    assert main([*argv, "--train_split", "train", "--test_split", "test", "--train.knn_every", "1"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("knn_top1" in line for line in lines) == 2
+
+
 def test_checkpoint_of_another_system_or_layout(run, signs, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(run, other)
@@ -239,6 +255,11 @@ def test_a_fine_tuned_run_is_tested_on_other_clips_and_is_an_encoder(run, signs,
         told = json.loads((path / "evaluation.json").read_text())
         assert told["training_may_have_seen_these_clips"] == (split == "train")
     assert told["metrics"] == results_of(path)["metrics"]
+    config = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(config.replace("train_split: train", "train_split: null"))
+    assert main(["evaluate", "--run", str(path), "--data", str(signs / "index.csv"), "--split", "test"]) == 0
+    assert json.loads((path / "evaluation.json").read_text())["training_may_have_seen_these_clips"]  # all were open
+    (path / "config.yaml").write_text(config)
     assert "this may be no test" in capsys.readouterr().out
     shuffled = rewritten(signs, "shuffled.csv", lambda row: {**row, "label": row["label"]})
     lines = shuffled.read_text().splitlines()

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from slrfast.data.formats import FORMATS
 from slrfast.data.synthetic_sentences import SyntheticSentences
 from slrfast.errors import SlrfastError
 from slrfast.systems import SLP
-from slrfast.tasks import group_folds
+from slrfast.tasks.probe import group_folds, known_groups
 from slrfast.tasks.translation import Translator
 from slrfast.train import finetune, finetune_islr, finetune_slt
 from slrfast.train.cli import main
@@ -24,7 +25,7 @@ pytest.importorskip("sacrebleu")
 pytest.importorskip("tokenizers")
 WORDS = ("regen", "sonne", "wind", "nacht")
 SIGNERS = 3
-HELD_OUT = group_folds([f"clip {i}" for i in range(96)], 3)[0]
+HELD_OUT = group_folds(known_groups([""] * 96), 3)[0]
 SMALL_SLP = [
     *("--preset", "small", "--system.tasks", "[reconstruction]", "--system.branches", "[manual]"),
     *("--system.gcn_channels", "[8,8,16,16,16]", "--system.dim", "32", "--system.branch_dim", "32"),
@@ -201,6 +202,18 @@ def test_no_more_parts_than_signers():
         hold_out(signs.subset([0]), 2)
 
 
+def test_the_part_held_out_is_an_equal_share_where_one_signer_has_most():
+    signs = SyntheticSigns(2, 24, 12)
+    few, others = {"signer0", "signer1", "signer2"}, lambda group: "anna" if group not in few else group
+    signs.clips = [replace(clip, group=others(clip.group)) for clip in signs.clips]
+    train, test, note = hold_out(signs, 4)
+    assert (len(train), len(test)) == (44, 4) and "signer" in note
+    signs.clips = [replace(clip, group=clip.group if clip.group in few else "") for clip in signs.clips]
+    train, test, note = hold_out(signs, 4)
+    assert len(test) == 12 and "''" not in note
+    assert not set(train.groups) & set(test.groups) - {""}
+
+
 def test_chinese_is_scored_by_characters():
     assert finetune_slt.tokenizer_for(["我爱吃苹果", "abc", "你好"]) == "zh"
     assert finetune_slt.tokenizer_for(["regen", "sonne", "风"]) == "13a"
@@ -232,7 +245,7 @@ def refused(capsys, *arguments):
 @pytest.mark.parametrize(
     ("system", "changes", "message"),
     [
-        ("stc:small", (), "slt needs features of frames, which stc has none of; pre-train slp or masa"),
+        ("stc:small", (), "encoder must have features of single frames, got STC; use MASA"),
         ("masa:legacy", (), "MASA: config.masking must be 'frame' for features of frames, got part"),
         ("masa:small", ("--preprocess.layout", "79"), "masa takes clips of 49 keypoints, these have 79"),
         ("", ("--captions", "missing.csv"), "missing.csv: cannot be read (No such file or directory)"),

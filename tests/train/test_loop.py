@@ -64,6 +64,14 @@ class TestRun:
         pretrain(system, signs, TrainConfig(), folder, progress=False)
         assert capsys.readouterr().err == "still: 0 in each of 10 steps, so nothing is learned from it\n"
 
+    def test_what_is_no_term_of_the_loss_may_be_zero(self, tiny, signs, folder, capsys):
+        system = tiny()
+        step = system.training_step
+        system.training_step = lambda *a, **k: {**step(*a, **k), "top1": torch.tensor(0.0)}
+        system.measures = ("top1",)
+        pretrain(system, signs, TrainConfig(), folder, progress=False)
+        assert capsys.readouterr().err == ""
+
     def test_a_run_leaves_a_log_a_checkpoint_and_a_model(self, tiny, signs, folder):
         result = pretrain(tiny(), signs, TrainConfig(), folder, progress=False)
         assert (result.step, result.steps, result.stopped_by) == (12, 12, None)
