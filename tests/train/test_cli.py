@@ -349,7 +349,7 @@ class TestEvaluate:
             path.write_text(json.dumps({"meta_info": {}, "instance_info": frames}))
         argv = ["evaluate", "--run", str(pretrained), "--data", str(tmp_path / "labelled"), "--folds", "2"]
         assert main(argv) == 2
-        assert "(evaluate: --size)" in complaint(capsys)
+        assert "(evaluate: --size)" in capsys.readouterr().err
         assert main([*argv, "--size", "640x480"]) == 0
         assert json.loads((pretrained / "evaluation.json").read_text())["clips"] == 8
 
