@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from benchmarks import roofline
@@ -309,6 +310,7 @@ def pages() -> dict[Path, dict[str, str]]:
         README: {
             "results": f"{render_summary(results)}\n\n{picture}",
             "demo": render_demos(newest(RESULTS, "demo")),
+            "accuracy": "\n\n".join(map(accuracy.differences, chain(*newest(RESULTS, "accuracy").values()))),
         },
         DOCS / "results.md": {"results": render(results) + render_curves(curves)},
         DOCS / "roofline.md": {"roofline": roofline.render(positions(results))},

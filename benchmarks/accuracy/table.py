@@ -52,7 +52,12 @@ def collect(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], di
 def render(run: Mapping[str, Any]) -> str:
     """All sets, one table each, and the table of questions."""
     found = collect(run["cells"])
-    lines = [f"### Accuracy on real signing: {run['accuracy']} configuration, {run['machine']}, commit {run['commit']}"]
+    made = ", ".join(sorted({cell["commit"] for cell in run["cells"] if "commit" in cell}))
+    lines = [
+        f"### Accuracy on real signing: {run['accuracy']} configuration, {run['machine']}, commit {run['commit']}",
+        "",
+        f"The cells were made at the commits {made}.",
+    ]
     for name, title in SETS.items():
         rows = [row for row in ("ridge", *ROWS) if (name, row, "finetune") in found]
         if not rows:
@@ -64,9 +69,15 @@ def render(run: Mapping[str, Any]) -> str:
         for row in rows:
             cells = [_shown([*found.get((name, row, way), {}).values()]) for way in WAYS]
             lines.append(f"| {row} | {cells[0]} | {cells[1]} | {len(found[name, row, 'finetune'])} |")
+    return "\n".join([*lines, "", differences(run)])
+
+
+def differences(run: Mapping[str, Any]) -> str:
+    """What pre-training and its parts are worth, on all sets."""
+    found = collect(run["cells"])
     held = [name for name in SETS if any(key[0] == name for key in found)]
     heads = [f"{SETS[name].split(',')[0]}, {title}" for name in held for title in WAYS.values()]
-    lines += ["", "Differences in points, mean of the seeds that both have and its standard error:", ""]
+    lines = ["Differences in points, mean of the seeds that both have and its standard error:", ""]
     lines += ["| | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
     for title, row, other in QUESTIONS:
         cells = [_difference(found, name, way, row, other) for name in held for way in WAYS]
