@@ -111,8 +111,8 @@ def draw(run: Mapping[str, Any], path: Path) -> None:
     held = [name for name in SETS if (name, "scratch", "finetune") in found or (name, "STC", "finetune") in found]
     figure = Figure(figsize=(4.6 * max(1, len(held)), 4.6), layout="constrained")
     axes = figure.subplots(1, max(1, len(held)), squeeze=False, sharey=True)[0]
+    rows = [row for row in ("ridge", *ROWS) if any((name, row, "finetune") in found for name in held)][::-1]
     for axis, name in zip(axes, held, strict=False):
-        rows = [row for row in ("ridge", *ROWS) if (name, row, "finetune") in found][::-1]
         for place, row in enumerate(rows):
             for shift, (way, color) in zip((0.2, -0.2), (("finetune", "#1f6fb4"), ("probe", "#8fb8dc")), strict=True):
                 values = [*found.get((name, row, way), {}).values()]

@@ -88,7 +88,7 @@ def cell(what, row, seed, **ways):
     return {"set": what, "row": row, "seed": seed, "parts": parts}
 
 
-def test_table_has_means_spreads_and_differences_of_common_seeds(tmp_path):
+def test_table_has_means_spreads_and_differences_of_common_seeds(tmp_path, monkeypatch):
     cells = [cell("wlasl100", "ridge", 0, ridge=0.35), {"set": "pretrain", "row": "STC", "seed": 0}]
     cells += [cell("wlasl100", "STC", s, finetune=f, probe=0.4) for s, f in enumerate((0.5, 0.6))]
     cells += [cell("wlasl100", "scratch", s, finetune=0.45, probe=0.2) for s in range(2)]
@@ -103,6 +103,16 @@ def test_table_has_means_spreads_and_differences_of_common_seeds(tmp_path):
     assert "| STC, above ridge | +20.0 ± 5.0 | +5.0 ± 0.0 |" in text
     assert "joints alone" not in text
     assert "Nepali" not in text
+    shown = []
+    monkeypatch.setattr(table.Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
+    fewer = [cell("wlasl300", "STC", 0, finetune=0.3, probe=0.2)]
+    table.draw(found | {"cells": cells + fewer}, tmp_path / "a.png")
+    first = shown[0].axes[0]
+    rows = {label.get_text(): place for place, label in zip(first.get_yticks(), first.get_yticklabels(), strict=True)}
+    assert rows == {"STC": 0, "scratch": 1, "ridge": 2}  # of every panel: they share the axis
+    (bar,) = [bar for bar in shown[0].axes[1].patches if bar.get_width() == 30.0]
+    assert bar.get_y() < 0.2 < bar.get_y() + bar.get_height()
+    monkeypatch.undo()
     table.draw(found, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
