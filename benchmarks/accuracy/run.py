@@ -38,6 +38,8 @@ from slrfast.train.runs import RunFolder
 from slrfast.train.scoring import encode_dataset
 
 SETS = ("wlasl100", "wlasl300", "nepali")
+Division = tuple[list[int], list[int]]
+"""The train and the test clips."""
 
 
 class Runs:
@@ -92,9 +94,10 @@ class Runs:
         clips = self.clips("nepali" if what == "nepali" else "wlasl", name)
         parts = []
         started = time.perf_counter()
-        for number, (train, test) in enumerate(divisions(what, clips)):
-            fine = self.finetune(clips, (train, test), row, seed, what, number)
-            probe = self.probe(clips, train, test, row, seed)
+        for number, division in enumerate(divisions(what, clips)):
+            fine = self.finetune(clips, division, row, seed, what, number)
+            probe = self.probe(clips, division, row, seed)
+            test = division[1]
             truth = torch.tensor(clips.labels)[test]
             parts.append(
                 {
@@ -105,9 +108,7 @@ class Runs:
             )
         self.write(self.cell(what, row, seed), {"parts": parts, "seconds": time.perf_counter() - started})
 
-    def finetune(
-        self, clips: ClipDataset, division: tuple[list[int], list[int]], row: str, seed: int, what: str, number: int
-    ) -> Tensor:
+    def finetune(self, clips: ClipDataset, division: Division, row: str, seed: int, what: str, number: int) -> Tensor:
         """Scores [N, C] of the test clips by the fine-tuned network."""
         torch.manual_seed(seed + 1000)
         train, test = division
@@ -123,10 +124,11 @@ class Runs:
         order = [test[i : i + 64] for i in range(0, len(test), 64)]
         return model.scores(batch.to(device) for batch in load_batches(clips, order))
 
-    def probe(self, clips: ClipDataset, train: list[int], test: list[int], row: str, seed: int) -> Tensor:
+    def probe(self, clips: ClipDataset, division: Division, row: str, seed: int) -> Tensor:
         """Scores [N, C] by a linear classifier on the frozen features."""
+        train = division[0]
         system = self.system(row, seed).to(choose_device(self.device))
-        features = [encode_dataset(system, clips, part) for part in (train, test)]
+        features = [encode_dataset(system, clips, part) for part in division]
         groups = [clips.groups[i] for i in train]
         labels = torch.tensor(clips.labels)[train]
         return linear_probe_scores(features[0], labels, groups, features[1], len(class_names(clips, train)))[0]
@@ -142,7 +144,7 @@ def pretraining_clips(clips: ClipDataset) -> list[int]:
     ]
 
 
-def divisions(what: str, clips: ClipDataset) -> list[tuple[list[int], list[int]]]:
+def divisions(what: str, clips: ClipDataset) -> list[Division]:
     """The train and test clips of a set: one division of WLASL, one per signer of the fingerspelling."""
     labels, splits = np.array(clips.labels), np.array(clips.splits)
     if what == "nepali":

@@ -187,7 +187,7 @@ class Finetuned(nn.Module):
             raise CheckpointError(f"{path}: is no head of this task, {wrong[0]!r} does not fit")
 
 
-def check_frames(op: str, encoder: nn.Module) -> None:
+def check_frames(op: str, encoder: Any) -> None:
     """ValueError unless the encoder has features of single frames; a run of two frames is tried."""
     rule, hint = "have features of single frames", "use MASA (masking='frame') or SLP"
     known = hasattr(encoder, "frame_features") and hasattr(encoder, "frame_dim")
@@ -195,8 +195,8 @@ def check_frames(op: str, encoder: nn.Module) -> None:
     checks.require(known, op, "encoder", rule, name, hint)
     own = next(encoder.parameters())
     try:
-        trial = PoseBatch.random(1, min_frames=2, max_frames=2, keypoints=encoder.keypoints).to(own.device)  # type: ignore
+        trial = PoseBatch.random(1, min_frames=2, max_frames=2, keypoints=encoder.keypoints).to(own.device)
         with torch.no_grad(), evaluating(encoder):
-            encoder.frame_features(trial)  # type: ignore[operator]
+            encoder.frame_features(trial)
     except ValueError as error:
         raise ValueError(checks.message(op, "encoder", rule, f"{name} ({error})", hint)) from error

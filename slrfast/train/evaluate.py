@@ -5,7 +5,7 @@ A run of ``slrfast finetune islr`` is tested as it is, on other clips.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def evaluate_run(
         return _test_finetuned(folder, task, data, split, device, size, say)
     config = folder.read_config()
     name, trained_on = config["name"], config.get("data")
+    config = _sized(config, size, name)
     source = data or trained_on
     if source is None:
         raise RunError(f"{folder.path} does not say what it was pre-trained on; give --data")
@@ -82,7 +83,7 @@ def evaluate_run(
     }
     same = trained_on is not None and one_name(source) == one_name(trained_on)
     split = split or (config.get("split") if same else None)
-    dataset = open_dataset(source, split, _sized(config, size, name), keypoints_of(name))
+    dataset = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
     if same:  # of other clips there are poses alone
         inputs = {**INPUTS.get(name, {}), **config, "data": source, "split": split}  # a demo's config names none
         dataset = with_inputs(name, dataset, inputs, networks["pre-trained"], train=False)
@@ -131,7 +132,8 @@ def _test_finetuned(
         raise RunError(f"{folder.path}: --data is needed to test a fine-tuned model: labelled clips")
     config, model = read_yaml(folder.config), load_finetuned(folder.model).to(choose_device(device))
     name, trained_on, class_names = name_of(model.encoder), config.get("data"), model.extra()["class_names"]
-    clips = open_dataset(source, split, _sized(config, size, name), keypoints_of(name))
+    config = _sized(config, size, name)
+    clips = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
     clips = with_inputs(name, clips, {**config, "data": source, "split": split}, model.encoder, train=False)
     report_skipped(clips.skipped, folder.evaluation_skipped, say)
     test = with_labels_of(class_names, clips)
@@ -148,10 +150,11 @@ def _test_finetuned(
     return results, "\n".join([*lines, f"evaluation.json is in {folder.path}"])
 
 
-def _sized(config: Mapping[str, Any], size: tuple[int, int] | None, name: str) -> Mapping[str, Any] | None:
-    """The run's pre-processing, of images of another size if one is given."""
-    options = config.get("preprocess")
-    return options if size is None else {**(options or {"layout": keypoints_of(name)}), "size": size}
+def _sized(config: dict[str, Any], size: tuple[int, int] | None, name: str) -> dict[str, Any]:
+    """The run's config, its pre-processing of images of this size if one is given."""
+    if size is None:
+        return config
+    return {**config, "preprocess": {**(config.get("preprocess") or {"layout": keypoints_of(name)}), "size": size}}
 
 
 def _text(results: dict[str, Any], evaluation: Evaluation, folder: RunFolder) -> str:
