@@ -21,8 +21,10 @@ from slrfast.data import PreprocessOptions
 from slrfast.errors import SlrfastError
 from slrfast.systems import SYSTEMS
 from slrfast.train import info
+from slrfast.train.bench import bench_command
 from slrfast.train.config import build_system, keypoints_of, open_dataset
 from slrfast.train.demo import demo
+from slrfast.train.embed import embed_command
 from slrfast.train.evaluate import evaluate_run
 from slrfast.train.extract import extract
 from slrfast.train.finetune import finetune_command
@@ -45,12 +47,14 @@ commands:
   pretrain SYSTEM  pre-train a system on pose files
   evaluate         kNN and linear probe of a pre-trained run on held-out signers; a fine-tuned run on other clips
   finetune TASK    train a pre-trained encoder for a task, and test it: islr, cslr, slt, retrieval
+  embed            features of clips or of their frames, in a NumPy file
   search           find clips by a text, or texts by a pose file
   extract VIDEO... poses of videos, by rtmlib, MMPose or MediaPipe
   fit-flow VIDEO...
                    the flow that CCL-SLR's motion masks are made with
   pack SOURCE OUT  pose files, cut out and normalised once, in one memory-mapped store
   view FILE        a picture or an animation of a pose file
+  bench SYSTEM...  a training step on this machine: what every operation takes, and what it takes in plain PyTorch
   info             versions, instruction set, CUDA and the backend of every operation
 
 examples:
@@ -76,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"slrfast {slrfast.__version__}")
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
+        "bench": bench_command,
         "demo": demo,
         "pretrain": pretrain_command,
+        "embed": embed_command,
         "evaluate": evaluate_command,
         "extract": extract,
         "finetune": finetune_command,

@@ -156,6 +156,13 @@ def preprocess_options(values: Mapping[str, Any] | None, layout: int) -> Preproc
         raise RunError(str(error)) from error
 
 
+def sized(config: dict[str, Any], size: tuple[int, int] | None, name: str) -> dict[str, Any]:
+    """A run's config, its pre-processing of images of this size if one is given; ``name`` of the system."""
+    if size is None:
+        return config
+    return {**config, "preprocess": {**(config.get("preprocess") or {"layout": keypoints_of(name)}), "size": size}}
+
+
 def one_name(source: str) -> str:
     """One name for one source of clips, however its path is written."""
     return str(Path(source).resolve()) if Path(source).exists() else source

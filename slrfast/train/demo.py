@@ -14,7 +14,7 @@ import torch
 from slrfast.data import ClipDataset
 from slrfast.systems import SYSTEMS
 from slrfast.train.config import RunError, build_system, choose_device, keypoints_of, open_dataset
-from slrfast.train.inputs import with_inputs
+from slrfast.train.inputs import TRIAL, with_inputs
 from slrfast.train.loop import BatchOrder, pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.pictures import draw_embedding, draw_training
@@ -25,11 +25,6 @@ from slrfast.train.scoring import Evaluation, Labelled, encode_dataset
 DESCRIPTION = """Pre-train a small STC (or another --system) without labels, then recognise signs that no training has
 seen the like of: Latin letters of whole sign languages (600 real fingerspelling clips, 19 sign languages), or with
 --synthetic the generated signs of whole signers. The same network untrained and chance stand beside it."""
-INPUTS = {
-    "ccl": {"videos": "rendered", "flow": "identity"},
-    "slp": {"captions": "glosses", "text_encoder": "tiny"},
-}
-"""What a system takes beside poses: pictures drawn from them; "This word is ..." for the texts."""
 EVALUATION_SECONDS = 40.0
 """Kept free of every round's time for encoding, probes and pictures."""
 
@@ -60,7 +55,7 @@ def demo(argv: Sequence[str]) -> int:
             folder.create(overwrite=True)
         held_groups = {clips.groups[i] for i in held}
         system = build_system(name, options.config, options.train.seed).to(choose_device(options.train.device))
-        dataset = with_inputs(name, poses, values | INPUTS.get(name, {}), system)
+        dataset = with_inputs(name, poses, values | TRIAL.get(name, {}), system)
         seen = dataset.subset(i for i, group in enumerate(dataset.groups) if group not in held_groups)
         say(f"held out entirely: {', '.join(sorted(held_groups))}")
         labels = "with their glosses as texts" if name == "slp" else "without labels"
@@ -167,7 +162,7 @@ def _seconds_per_step(options: TrainingOptions, dataset: ClipDataset, steps: int
     device = choose_device(options.train.device)
     name = options.values["name"]
     system = build_system(name, options.config, options.train.seed).to(device)
-    dataset = with_inputs(name, dataset, options.values | INPUTS.get(name, {}), system)
+    dataset = with_inputs(name, dataset, options.values | TRIAL.get(name, {}), system)
     optimizer = system.optimizer()
     size = options.config.batch_size
     if len(dataset) < size:

@@ -21,13 +21,13 @@ from slrfast.train.config import (
     one_name,
     open_dataset,
     read_yaml,
+    sized,
     system_config,
 )
-from slrfast.train.demo import INPUTS
 from slrfast.train.finetune import Data, finetuned_for, load_finetuned, name_of
 from slrfast.train.finetune_islr import TASK as ISLR
 from slrfast.train.finetune_islr import with_labels_of
-from slrfast.train.inputs import with_inputs
+from slrfast.train.inputs import TRIAL, with_inputs
 from slrfast.train.pictures import draw_embedding
 from slrfast.train.report import report_skipped
 from slrfast.train.runs import RunFolder, write_json
@@ -72,7 +72,7 @@ def evaluate_run(
         return _test_finetuned(folder, task, data, split, device, size, say)
     config = folder.read_config()
     name, trained_on = config["name"], config.get("data")
-    config = _sized(config, size, name)
+    config = sized(config, size, name)
     source = data or trained_on
     if source is None:
         raise RunError(f"{folder.path} does not say what it was pre-trained on; give --data")
@@ -85,7 +85,7 @@ def evaluate_run(
     split = split or (config.get("split") if same else None)
     dataset = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
     if same:  # of other clips there are poses alone
-        inputs = {**INPUTS.get(name, {}), **config, "data": source, "split": split}  # a demo's config names none
+        inputs = {**TRIAL.get(name, {}), **config, "data": source, "split": split}  # a demo's config names none
         dataset = with_inputs(name, dataset, inputs, networks["pre-trained"], train=False)
     report_skipped(dataset.skipped, folder.evaluation_skipped, say)
     clips = Labelled.of(dataset)
@@ -132,7 +132,7 @@ def _test_finetuned(
         raise RunError(f"{folder.path}: --data is needed to test a fine-tuned model: labelled clips")
     config, model = read_yaml(folder.config), load_finetuned(folder.model).to(choose_device(device))
     name, trained_on, class_names = name_of(model.encoder), config.get("data"), model.extra()["class_names"]
-    config = _sized(config, size, name)
+    config = sized(config, size, name)
     clips = open_dataset(source, split, config.get("preprocess"), keypoints_of(name))
     clips = with_inputs(name, clips, {**config, "data": source, "split": split}, model.encoder, train=False)
     report_skipped(clips.skipped, folder.evaluation_skipped, say)
@@ -148,13 +148,6 @@ def _test_finetuned(
     lines = [f"{len(test)} clips of {len(class_names)} classes", "", text, ""]
     lines += ["The run was trained on clips of this data, so that this may be no test."] if saw else []
     return results, "\n".join([*lines, f"evaluation.json is in {folder.path}"])
-
-
-def _sized(config: dict[str, Any], size: tuple[int, int] | None, name: str) -> dict[str, Any]:
-    """The run's config, its pre-processing of images of this size if one is given."""
-    if size is None:
-        return config
-    return {**config, "preprocess": {**(config.get("preprocess") or {"layout": keypoints_of(name)}), "size": size}}
 
 
 def _text(results: dict[str, Any], evaluation: Evaluation, folder: RunFolder) -> str:

@@ -41,7 +41,12 @@ def collect() -> dict:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what :func:`collect` finds, for people or as JSON."""
-    parser = argparse.ArgumentParser(prog="slrfast info", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="slrfast info",
+        description=__doc__.splitlines()[0],
+        epilog="examples:\n  slrfast info\n  slrfast info --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     found = collect()
     if parser.parse_args(argv).json:

@@ -42,6 +42,11 @@ EXAMPLES = {
     "slp": (" --captions captions.csv --text_encoder mbart-large-50/", " --captions glosses --text_encoder tiny"),
 }
 """The inputs in each system's examples: of real data, of a trial."""
+TRIAL: dict[str, dict[str, str]] = {
+    "ccl": {"videos": "rendered", "flow": "identity"},
+    "slp": {"captions": "glosses", "text_encoder": "tiny"},
+}
+"""What stands in for the inputs where there are poses alone: pictures drawn from them, a template with the gloss."""
 _SOURCES = ("synthetic", "fingerspelling")
 
 

@@ -167,3 +167,14 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._writer.close()
+
+
+def new_file(option: str, path: str, *, overwrite: bool = False) -> Path:
+    """The file that an option says to write; RunError where it cannot be, before any work is done for it."""
+    file = Path(path)
+    if not path or file.is_dir() or not file.parent.is_dir():
+        reason = "is a folder" if file.is_dir() else "its folder does not exist"
+        raise RunError(f"{option} {path}: {reason if path else 'names no file'}")
+    if file.exists() and not overwrite:
+        raise RunError(f"{path} exists; choose another {option}, or use --overwrite")
+    return file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from slrfast.data import PoseBatch
+from slrfast.nn.modes import evaluating
 from slrfast.tasks import group_folds, knn_scores, linear_probe_scores, recognition_metrics
 from slrfast.tasks.probe import known_groups
+from slrfast.tasks.row_sets import RowSets
 from slrfast.train.config import RunError
 from slrfast.train.loading import load_batches
 
@@ -67,15 +70,31 @@ def encode_dataset(
     system: Any, dataset: Dataset, indices: Iterable[int] | None = None, *, batch_size: int = 64, progress: str = ""
 ) -> Tensor:
     """Features of clips in order, [N, D] float32 on the CPU; with ``progress`` a bar of that title."""
+    batches = _batches(system, dataset, indices, batch_size, progress)
+    return torch.cat([system.encode(batch).float().cpu() for batch in batches])
+
+
+def encode_frames(system: Any, dataset: Dataset, *, batch_size: int = 64, progress: str = "") -> RowSets:
+    """Features of every frame of all clips, [S, D] float32 on the CPU, of a system that has them (``check_frames``)."""
+    parts = []
+    with torch.no_grad(), evaluating(system):
+        for batch in _batches(system, dataset, None, batch_size, progress):
+            rows, packing = system.frame_features(batch)
+            parts.append(RowSets(rows.float().cpu(), packing.offsets.cpu()))
+    return RowSets.cat(parts)
+
+
+def _batches(
+    system: Any, dataset: Dataset, indices: Iterable[int] | None, batch_size: int, progress: str
+) -> Iterator[PoseBatch]:
+    """The clips in batches on the system's device; the bar moves when the next batch is asked for."""
     chosen = [int(i) for i in (range(len(dataset)) if indices is None else indices)]  # type: ignore[arg-type]
     device = next(system.parameters()).device
-    batches = load_batches(dataset, [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)])
+    order = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
     with tqdm(total=len(chosen), desc=progress, unit=" clips", disable=not progress) as bar:
-        features = []
-        for batch in batches:
-            features.append(system.encode(batch.to(device)).float().cpu())
-            bar.update(len(features[-1]))
-    return torch.cat(features)
+        for batch in load_batches(dataset, order):
+            yield batch.to(device)
+            bar.update(batch.size)
 
 
 def knn_accuracy(system: Any, dataset: Any, *, votes: int = 10, folds: int = 4, batch_size: int = 64) -> float:

@@ -33,7 +33,7 @@ from slrfast.train.finetune_retrieval import text_encoder_name, with_encoder
 from slrfast.train.loading import load_batches
 from slrfast.train.options import Parser
 from slrfast.train.report import report_skipped, speaker
-from slrfast.train.runs import RunFolder
+from slrfast.train.runs import RunFolder, new_file
 
 DESCRIPTION = """Find clips by a text, or texts by a pose file, with a network of pretrain slp or finetune retrieval.
 With --data, or --captions, an index is made and written to --index; with --text or --pose it is searched."""
@@ -153,11 +153,7 @@ def _build(options: Any, say: Any) -> tuple[SignTextIndex, dict[str, Any]]:
     wanted = "data" if options.gallery == "signs" else "captions"
     if not getattr(options, wanted):
         raise RunError(f"--gallery {options.gallery} needs --{wanted}")
-    path = Path(options.index)
-    if path.is_dir() or not path.parent.is_dir():
-        raise RunError(f"--index {path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
-    if path.exists() and not options.overwrite:
-        raise RunError(f"{path} exists; choose another --index, or use --overwrite")
+    path = new_file("--index", options.index, overwrite=options.overwrite)
     model, values, made_by = _network(options, options.run)
     dtype = getattr(torch, options.dtype)
     rows, names = (_signs if options.gallery == "signs" else _texts)(model, values, options, dtype, say)
