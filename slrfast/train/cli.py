@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"slrfast {slrfast.__version__}")
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
-        "bench": bench_command,
         "demo": demo,
         "pretrain": pretrain_command,
-        "embed": embed_command,
         "evaluate": evaluate_command,
+        "bench": bench_command,
+        "embed": embed_command,
         "extract": extract,
         "finetune": finetune_command,
         "fit-flow": fit_flow_command,
@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command not in commands:
             return _complain(f"{command!r} is no command; there are {', '.join(commands)}")
+        if command != "info" and (wrong := info.wrong_setting()):  # info shows it beside all else
+            return _complain(wrong)
         return commands[command](rest)
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
@@ -168,6 +170,7 @@ def _pretrain(options: TrainingOptions) -> int:
     poses = open_dataset(values["data"], values["split"], preprocess, keypoints_of(name))
     system = build_system(name, options.config, options.train.seed)
     dataset = with_inputs(name, poses, {**values, "preprocess": preprocess}, system, say=say)
+    values["preprocess"] = poses.options or preprocess  # a store has its own, which other clips are to be cut by
 
     def start() -> None:
         options.open_run()

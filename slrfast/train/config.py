@@ -148,8 +148,10 @@ def open_dataset(
         return PoseDataset(source, split=split, options=options, progress=True)
 
 
-def preprocess_options(values: Mapping[str, Any] | None, layout: int) -> PreprocessOptions:
-    """The options of a mapping, without one the defaults of this layout; RunError where they are wrong."""
+def preprocess_options(values: Any, layout: int) -> PreprocessOptions:
+    """The options of a config's mapping, without one the defaults of this layout; RunError where they are wrong."""
+    if values is not None and not isinstance(values, Mapping):
+        raise RunError(f"'preprocess' must hold a mapping of options, got {type(values).__name__}")
     try:
         return PreprocessOptions(**(values or {"layout": layout}))
     except (TypeError, ValueError) as error:
@@ -160,7 +162,8 @@ def sized(config: dict[str, Any], size: tuple[int, int] | None, name: str) -> di
     """A run's config, its pre-processing of images of this size if one is given; ``name`` of the system."""
     if size is None:
         return config
-    return {**config, "preprocess": {**(config.get("preprocess") or {"layout": keypoints_of(name)}), "size": size}}
+    options = preprocess_options(config.get("preprocess"), keypoints_of(name))
+    return {**config, "preprocess": {**dataclasses.asdict(options), "size": size}}
 
 
 def one_name(source: str) -> str:

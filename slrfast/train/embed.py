@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from slrfast import checks
 from slrfast.files import replacing
 from slrfast.tasks.finetuned import check_frames
 from slrfast.train.config import RunError, choose_device, keypoints_of, open_dataset, read_yaml, sized
@@ -59,9 +60,10 @@ def embed_command(argv: Sequence[str]) -> int:
     options = parser.read(argv)
     say = speaker(options.json)
     out = new_file("--out", options.out, overwrite=options.overwrite)
-    if out.suffix != ".npz":  # what readers go by
+    skipped = new_file("--out", f"{out}-skipped.txt", overwrite=options.overwrite)
+    if not out.name.endswith(".npz"):  # what readers go by
         raise RunError(f"--out {out}: must end in .npz")
-    results = _embed(options, out, say)
+    results = _embed(options, out, skipped, say)
     frames = f", {results['frames']} frames" if options.frames else ""
     say(f"{out}: {results['clips']} clips{frames}, {results['dim']} numbers each, {results['bytes'] / 1e6:.1f} MB")
     if options.json:
@@ -69,11 +71,15 @@ def embed_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _embed(options: Any, out: Path, say: Any) -> dict[str, Any]:
+def _embed(options: Any, out: Path, skipped: Path, say: Any) -> dict[str, Any]:
+    try:
+        checks.integer_between("embed", 0, 2**31 - 1, seed=options.seed)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     system = open_encoder(options.encoder, options.seed).to(choose_device(options.device))
     name, run = name_of(system), RunFolder(options.encoder)
-    if options.videos and name != "ccl":
-        raise RunError(f"--videos {options.videos}: ccl reads videos, {name} does not")
+    if options.videos and not (name == "ccl" and "rgb" in system.config.modalities):
+        raise RunError(f"--videos {options.videos}: read by ccl with pictures, not by this {name}")
     if options.frames:
         try:
             check_frames("--frames", system)
@@ -84,7 +90,7 @@ def _embed(options: Any, out: Path, say: Any) -> dict[str, Any]:
     clips = open_dataset(options.data, options.split, preprocess, keypoints_of(name))
     inputs = {"videos": options.videos, "data": options.data, "split": options.split, "preprocess": preprocess}
     clips = with_inputs(name, clips, inputs, system, train=False, say=say)
-    report_skipped(clips.skipped, Path(f"{out}-skipped.txt"), say)
+    report_skipped(clips.skipped, skipped, say)
     arrays: dict[str, Any] = {
         "names": np.array(clips.names, dtype=str),
         "labels": np.array(clips.labels, np.int64),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from slrfast import checks
-from slrfast.data import ClipDataset, PoseBatch, PreprocessOptions
+from slrfast.data import ClipDataset, PreprocessOptions
 from slrfast.data.synthetic_sentences import SyntheticSentences
 from slrfast.data.wrapped import some
 from slrfast.errors import CheckpointError, SlrfastError, one_line
@@ -36,7 +36,6 @@ from slrfast.train.config import (
     system_config,
 )
 from slrfast.train.inputs import with_inputs
-from slrfast.train.loading import load_batches
 from slrfast.train.loop import pretrain
 from slrfast.train.options import Parser, TrainingOptions, training_options
 from slrfast.train.report import network_size, report_skipped, report_stop, speaker
@@ -132,6 +131,7 @@ def _finetune(task: Task, argv: Sequence[str]) -> int:
     options.check_run()
     encoder = open_encoder(values["encoder"], options.train.seed)
     data = task.open_data(values, encoder, say)
+    values["preprocess"] = data.train.options or values["preprocess"]  # a store has its own
     direct = task.direct(values)
     model = encoder if direct else build_task(task.kind, options.config, encoder, data.extra, options.train.seed)
 
@@ -360,14 +360,6 @@ def hold_out(clips: ClipDataset, folds: int) -> tuple[ClipDataset, ClipDataset, 
     rest = np.setdiff1d(np.arange(len(clips)), held)
     who = some(sorted({parts[i] for i in held} & set(groups)), 8) or "single clips, no groups are known"
     return clips.subset(rest.tolist()), clips.subset(held.tolist()), f"held out for the test: {who}"
-
-
-def in_batches(clips: ClipDataset, model: Finetuned, order: Sequence[int] | None = None) -> Iterator[PoseBatch]:
-    """The clips, in this order if there is one, in batches of the model's size on its device."""
-    order, size = range(len(clips)) if order is None else order, model.config.batch_size
-    device = next(model.parameters()).device
-    places = [list(order[i : i + size]) for i in range(0, len(order), size)]
-    return (batch.to(device) for batch in load_batches(clips, places))
 
 
 def check_count(**counts: int) -> None:

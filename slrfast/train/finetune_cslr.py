@@ -13,11 +13,11 @@ from slrfast.tasks.continuous import FRAMES_A_STEP, ContinuousRecognizer, steps_
 from slrfast.tasks.finetuned import check_frames
 from slrfast.tasks.word_errors import WordErrors, word_errors
 from slrfast.train.config import RunError
-from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, hold_out, in_batches, open_clips
+from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, hold_out, open_clips
 from slrfast.train.options import Parser
 from slrfast.train.report import write_sentences
 from slrfast.train.runs import RunFolder
-from slrfast.train.scoring import aligned
+from slrfast.train.scoring import aligned, in_batches
 
 _FOLDS = 4
 
@@ -91,7 +91,7 @@ def too_short(data: GlossedDataset, most: int | None) -> list[str]:
 
 def recognised(model: ContinuousRecognizer, data: GlossedDataset, beams: Sequence[int]) -> list[list[list[str]]]:
     """The glosses of all clips in order, for every beam; 0 is greedy."""
-    found = [model.decode_each(batch, beams) for batch in in_batches(data, model)]
+    found = [model.decode_each(batch, beams) for batch in in_batches(model, data)]
     return [[glosses for batch in found for glosses in batch[i]] for i in range(len(beams))]
 
 

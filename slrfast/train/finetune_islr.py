@@ -28,11 +28,11 @@ from slrfast.tasks.recognition import Recognizer
 from slrfast.tasks.score_files import ScoreFileError, Scores, read_scores, write_scores
 from slrfast.train.config import RunError
 from slrfast.train.confusion_picture import draw_confusion
-from slrfast.train.finetune import Data, Say, Task, Test, check_count, hold_out, in_batches, open_clips
+from slrfast.train.finetune import Data, Say, Task, Test, check_count, hold_out, open_clips
 from slrfast.train.inputs import OPTIONS
 from slrfast.train.options import Parser
 from slrfast.train.runs import RunFolder
-from slrfast.train.scoring import COLUMNS, Labelled, aligned, encode_dataset
+from slrfast.train.scoring import COLUMNS, Labelled, aligned, encode_dataset, in_batches
 
 CLASSIFIERS = ("trained", "probe", "knn")
 
@@ -190,7 +190,7 @@ def share_of_labels(data: ClipDataset, share: float, seed: int) -> ClipDataset:
 
 
 def _test(model: Recognizer, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
-    return judge(model.scores(in_batches(data.test, model)), data, folder)
+    return judge(model.scores(in_batches(model, data.test)), data, folder)
 
 
 def _direct(values: Mapping[str, Any]) -> Test | None:

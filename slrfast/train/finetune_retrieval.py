@@ -12,10 +12,10 @@ from slrfast.tasks.retrieval import PLACES
 from slrfast.tasks.retriever import Retriever
 from slrfast.train import inputs
 from slrfast.train.config import RunError, read_yaml
-from slrfast.train.finetune import Data, Say, Task, hold_out, in_batches, name_of, open_clips
+from slrfast.train.finetune import Data, Say, Task, hold_out, name_of, open_clips
 from slrfast.train.options import Parser
 from slrfast.train.runs import RunFolder
-from slrfast.train.scoring import aligned
+from slrfast.train.scoring import aligned, in_batches
 
 
 def _add_options(parser: Parser) -> list[str]:
@@ -87,7 +87,7 @@ def paired(
 
 def _test(model: Retriever, data: Data, folder: RunFolder | None) -> tuple[dict[str, Any], str]:
     texts = data.test.tokens  # type: ignore[attr-defined]
-    metrics = model.test(in_batches(data.test, model), texts)
+    metrics = model.test(in_batches(model, data.test), texts)
     cells = [["per cent", *(f"R@{k}" for k in PLACES), "median rank"]]
     for way, name in (("t2v", "text to clip"), ("v2t", "clip to text")):
         shares = (f"{100 * metrics[f'{way}_r{k}']:.1f}" for k in PLACES)

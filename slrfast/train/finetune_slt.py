@@ -23,11 +23,11 @@ from slrfast.tasks.finetuned import check_frames
 from slrfast.tasks.translation import Translator
 from slrfast.tasks.translation_metrics import translation_metrics
 from slrfast.train.config import RunError
-from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, check_count, hold_out, in_batches, open_clips
+from slrfast.train.finetune import SYNTHETIC, Data, Say, Task, check_count, hold_out, open_clips
 from slrfast.train.options import Parser
 from slrfast.train.report import write_sentences
 from slrfast.train.runs import RunFolder
-from slrfast.train.scoring import aligned
+from slrfast.train.scoring import aligned, in_batches
 
 SHOWN = 3
 """Translations that are printed."""
@@ -144,7 +144,7 @@ def _test(model: Translator, data: Data, folder: RunFolder | None) -> tuple[dict
     clips = data.test
     assert isinstance(clips, TranslationDataset)
     order = np.argsort(clips.lengths, kind="stable").tolist()
-    found = [text for batch in in_batches(clips, model, order) for text in model.translate(batch)]
+    found = [text for batch in in_batches(model, clips, order) for text in model.translate(batch)]
     hypotheses = [text for _, text in sorted(zip(order, found, strict=True))]
     metrics = translation_metrics(hypotheses, clips.sentences, tokenizer=tokenizer_for(clips.sentences))
     tested = {"metrics": metrics, "subwords": len(model.vocabulary), "empty_translations": hypotheses.count("")}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import slrfast
-from slrfast import kernels
+from slrfast import checks, kernels
 from slrfast.errors import SlrfastError
 from slrfast.kernels import native
 from slrfast.ops import _dispatch
@@ -71,6 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             skipped = "".join(f"; not {name}: {reason}" for name, reason in place["skipped"].items())
             print(f"  {op:<16} {device:<5} {place['runs'] or 'none'}{skipped}")
     return 0
+
+
+def wrong_setting() -> str | None:
+    """What is wrong with the variables that choose kernels, if anything: a sentence."""
+    try:
+        if os.environ.get("SLRFAST_BACKEND"):
+            checks.choice("SLRFAST_BACKEND", _dispatch.NAMES, value=os.environ["SLRFAST_BACKEND"])
+        if native.LIBRARY is not None:
+            native.cpu_isa()
+    except (ValueError, SlrfastError) as error:
+        return str(error)
+    return None
 
 
 def _version(package: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slrfast.data import ClipDataset, PreprocessOptions, looks_packed
+from slrfast.data import ClipDataset, looks_packed
 from slrfast.data.motion_masks import MotionMasks
 from slrfast.data.render import RenderedDataset
 from slrfast.data.rgb import RGBDataset, clip_frames
@@ -22,7 +22,7 @@ from slrfast.data.text import (
 )
 from slrfast.errors import SlrfastError
 from slrfast.nn import Flow, IdentityFlow, MotionPreservingMask
-from slrfast.train.config import RunError, keypoints_of
+from slrfast.train.config import RunError, keypoints_of, preprocess_options
 from slrfast.train.options import Parser
 
 OPTIONS: dict[str, dict[str, str]] = {
@@ -122,7 +122,7 @@ def _with_pictures(dataset: ClipDataset, values: Mapping[str, Any], config: Any,
     else:
         data, known = values["data"], None
         if data not in _SOURCES and not looks_packed(data):
-            options = PreprocessOptions(**values["preprocess"])
+            options = preprocess_options(values["preprocess"], keypoints_of("ccl"))
             known = clip_frames(data, split=values.get("split"), options=options, progress=True)
         made = RGBDataset(dataset, videos, masks=masks, clip_frames=known, progress=True, **shape)
     made.made_of = made_of

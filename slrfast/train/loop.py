@@ -228,16 +228,24 @@ class _Session:
         return {"clips": self.clips, "batch_size": self.system.config.batch_size, **self.made_of}
 
 
+def compute_gradients(
+    system: Any, optimizer: torch.optim.Optimizer, batch: PoseBatch, views: torch.Generator, precision: str
+) -> dict[str, torch.Tensor]:
+    """The terms of a step's loss; the gradients are in the parameters and wait for the optimizer."""
+    with torch.autocast(batch.xy.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        terms: dict[str, torch.Tensor] = system.training_step(batch, generator=views)
+    optimizer.zero_grad(set_to_none=True)
+    terms["loss"].backward()
+    return terms
+
+
 def _train_step(session: _Session, batch: PoseBatch, epoch: float, config: TrainConfig) -> dict[str, float]:
     system, optimizer = session.system, session.optimizer
     system.epoch = epoch
     rate = system.learning_rate(epoch)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
-    with torch.autocast(batch.xy.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        terms = system.training_step(batch, generator=session.views)
-    optimizer.zero_grad(set_to_none=True)
-    terms["loss"].backward()
+    terms = compute_gradients(system, optimizer, batch, session.views, config.precision)
     if config.clip_norm is not None:
         terms = {**terms, "gradient_norm": nn.utils.clip_grad_norm_(system.parameters(), config.clip_norm)}
     values = dict(zip(terms, torch.stack([term.detach().double() for term in terms.values()]).tolist(), strict=True))

@@ -27,8 +27,9 @@ def speaker(as_json: bool) -> Callable[[str], None]:
 
 
 def report_skipped(skipped: Sequence[tuple[str, str]], path: Path, say: Callable[[str], None]) -> None:
-    """List the files that could not be used, in ``path`` and in one line."""
+    """List the files that could not be used, in ``path`` and in one line; a list of earlier ones there is replaced."""
     if not skipped:
+        path.unlink(missing_ok=True)
         return
     lines = [one_line(f"{name}: {reason}") for name, reason in skipped]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -172,9 +174,14 @@ class RunLog:
 def new_file(option: str, path: str, *, overwrite: bool = False) -> Path:
     """The file that an option says to write; RunError where it cannot be, before any work is done for it."""
     file = Path(path)
-    if not path or file.is_dir() or not file.parent.is_dir():
-        reason = "is a folder" if file.is_dir() else "its folder does not exist"
-        raise RunError(f"{option} {path}: {reason if path else 'names no file'}")
+    if not path or path.endswith(("/", os.sep)) or file.is_dir():
+        raise RunError(f"{option} {path}: {'is a folder' if path else 'names no file'}")
+    if not file.parent.is_dir():
+        raise RunError(f"{option} {path}: its folder does not exist")
     if file.exists() and not overwrite:
         raise RunError(f"{path} exists; choose another {option}, or use --overwrite")
-    return file
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{file.name}.", dir=file.parent):
+            return file
+    except OSError as error:
+        raise RunError(f"{option} {path}: cannot be written ({error.strerror})") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -70,7 +70,7 @@ def encode_dataset(
     system: Any, dataset: Dataset, indices: Iterable[int] | None = None, *, batch_size: int = 64, progress: str = ""
 ) -> Tensor:
     """Features of clips in order, [N, D] float32 on the CPU; with ``progress`` a bar of that title."""
-    batches = _batches(system, dataset, indices, batch_size, progress)
+    batches = in_batches(system, dataset, indices, batch_size=batch_size, progress=progress)
     return torch.cat([system.encode(batch).float().cpu() for batch in batches])
 
 
@@ -78,21 +78,35 @@ def encode_frames(system: Any, dataset: Dataset, *, batch_size: int = 64, progre
     """Features of every frame of all clips, [S, D] float32 on the CPU, of a system that has them (``check_frames``)."""
     parts = []
     with torch.no_grad(), evaluating(system):
-        for batch in _batches(system, dataset, None, batch_size, progress):
+        for batch in in_batches(system, dataset, batch_size=batch_size, progress=progress):
             rows, packing = system.frame_features(batch)
             parts.append(RowSets(rows.float().cpu(), packing.offsets.cpu()))
     return RowSets.cat(parts)
 
 
-def _batches(
-    system: Any, dataset: Dataset, indices: Iterable[int] | None, batch_size: int, progress: str
+def in_batches(
+    model: nn.Module,
+    dataset: Dataset,
+    order: Iterable[int] | None = None,
+    *,
+    batch_size: int | None = None,
+    progress: str = "",
 ) -> Iterator[PoseBatch]:
-    """The clips in batches on the system's device; the bar moves when the next batch is asked for."""
-    chosen = [int(i) for i in (range(len(dataset)) if indices is None else indices)]  # type: ignore[arg-type]
-    device = next(system.parameters()).device
-    order = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    """Batches of clips on the model's device.
+
+    Args:
+        model: a system or a task.
+        dataset: map-style dataset of data.Clip.
+        order: positions of the clips; None takes all as they stand.
+        batch_size: None is that of the model's config.
+        progress: title of a bar on stderr; empty draws none.
+    """
+    size: int = batch_size or model.config.batch_size  # type: ignore[assignment, union-attr]
+    chosen = [int(i) for i in (range(len(dataset)) if order is None else order)]  # type: ignore[arg-type]
+    device = next(model.parameters()).device
+    places = [chosen[i : i + size] for i in range(0, len(chosen), size)]
     with tqdm(total=len(chosen), desc=progress, unit=" clips", disable=not progress) as bar:
-        for batch in load_batches(dataset, order):
+        for batch in load_batches(dataset, places):
             yield batch.to(device)
             bar.update(batch.size)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import slrfast
 from slrfast.data import PoseBatch, load_pose, preprocess
@@ -30,10 +29,10 @@ from slrfast.train.config import (
 )
 from slrfast.train.finetune import build_task, load_finetuned
 from slrfast.train.finetune_retrieval import text_encoder_name, with_encoder
-from slrfast.train.loading import load_batches
 from slrfast.train.options import Parser
 from slrfast.train.report import report_skipped, speaker
 from slrfast.train.runs import RunFolder, new_file
+from slrfast.train.scoring import in_batches
 
 DESCRIPTION = """Find clips by a text, or texts by a pose file, with a network of pretrain slp or finetune retrieval.
 With --data, or --captions, an index is made and written to --index; with --text or --pose it is searched."""
@@ -154,6 +153,7 @@ def _build(options: Any, say: Any) -> tuple[SignTextIndex, dict[str, Any]]:
     if not getattr(options, wanted):
         raise RunError(f"--gallery {options.gallery} needs --{wanted}")
     path = new_file("--index", options.index, overwrite=options.overwrite)
+    _skipped(options)
     model, values, made_by = _network(options, options.run)
     dtype = getattr(torch, options.dtype)
     rows, names = (_signs if options.gallery == "signs" else _texts)(model, values, options, dtype, say)
@@ -166,6 +166,11 @@ def _build(options: Any, say: Any) -> tuple[SignTextIndex, dict[str, Any]]:
     return index, {"gallery": options.gallery, "items": len(index), "bytes": size, "run": made_by["run"]}
 
 
+def _skipped(options: Any) -> Path:
+    """Where the files that are not in the index are listed."""
+    return new_file("--index", f"{options.index}-skipped.txt", overwrite=options.overwrite)
+
+
 def _clips(values: Mapping[str, Any], options: Any) -> Any:
     found = open_dataset(options.data, options.split, values.get("preprocess"), keypoints_of("slp"))
     got, wanted = found[0].xy.shape[1], keypoints_of("slp")
@@ -176,14 +181,11 @@ def _clips(values: Mapping[str, Any], options: Any) -> Any:
 
 def _signs(model: Retriever, values: Any, options: Any, dtype: torch.dtype, say: Any) -> tuple[RowSets, list[str]]:
     clips = _clips(values, options)
-    report_skipped(clips.skipped, Path(f"{options.index}-skipped.txt"), say)
-    order = [list(range(i, min(i + BATCH, len(clips)))) for i in range(0, len(clips), BATCH)]
-    device, parts = next(model.parameters()).device, []
-    with tqdm(total=len(clips), desc="encoding", unit=" clips") as bar:
-        for batch in load_batches(clips, order):
-            rows = model.sign_rows([batch.to(device)])
-            parts.append(RowSets(rows.rows.to(dtype), rows.offsets))
-            bar.update(batch.size)
+    report_skipped(clips.skipped, _skipped(options), say)
+    parts = []
+    for batch in in_batches(model, clips, batch_size=BATCH, progress="encoding"):
+        rows = model.sign_rows([batch])
+        parts.append(RowSets(rows.rows.to(dtype), rows.offsets))
     return RowSets.cat(parts), clips.names
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import slrfast
 from slrfast.data import SyntheticSigns
+from slrfast.kernels import native
 from slrfast.systems import SYSTEMS
 from slrfast.train import config
 from slrfast.train.cli import main
@@ -170,7 +171,7 @@ class TestWrongInput:
         [
             (
                 "dance",
-                "'dance' is no command; there are demo, pretrain, evaluate, extract, finetune, "
+                "'dance' is no command; there are demo, pretrain, evaluate, bench, embed, extract, finetune, "
                 "fit-flow, info, pack, search, view",
             ),
             ("pretrain stcc", "'stcc' is no system; there are ccl, masa, slp, stc, tiny"),
@@ -449,7 +450,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path, tiny, signs)
 
 def test_the_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "slrfast.train.cli", "dance"], capture_output=True, text=True)
-    known = "there are demo, pretrain, evaluate, extract, finetune, fit-flow, info, pack, search, view"
+    known = "there are demo, pretrain, evaluate, bench, embed, extract, finetune, fit-flow, info, pack, search, view"
     assert done.returncode == 2 and done.stderr.strip().endswith(known)
 
 
@@ -463,3 +464,18 @@ def test_a_reader_that_goes_away():
         shell=True, executable="/bin/bash", capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode in (0, 141) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["SLRFAST_BACKEND", "SLRFAST_CPU_ISA"])
+def test_a_variable_that_names_no_kernels(variable):
+    if variable == "SLRFAST_CPU_ISA" and native.LIBRARY is None:
+        pytest.skip("there is no compiled module")
+
+    def done(*words):  # in a process of its own, which chooses its instruction set once
+        command = [sys.executable, "-m", "slrfast.train.cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, variable: "fastest"})
+
+    refused = done("evaluate", "--run", "nothing")
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert re.fullmatch(rf"slrfast: {variable}\b.* must be one of .*, got 'fastest'\n", refused.stderr)
+    assert done("info").returncode == 0  # which shows it

@@ -1,12 +1,14 @@
 """slrfast embed: the file holds what the network says of the clips; what cannot be is said in one sentence."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from slrfast.data import PoseDataset, SyntheticSigns
+from slrfast.data import PoseDataset, PreprocessOptions, SyntheticSigns, load_pose, pack
 from slrfast.systems import MASA
 from slrfast.train import config
 from slrfast.train.cli import main
@@ -111,6 +113,66 @@ def test_the_split_and_the_run_s_preprocessing_are_used(home, tmp_path, capsys):
     assert np.diff(file["offsets"]).max() == 20
 
 
+def test_an_encoder_that_was_fine_tuned(home, tmp_path, capsys):
+    """Its clips are cut as those were that it was fine-tuned on."""
+    words = f"finetune islr --encoder {home}/run --data {home}/poses --run {tmp_path}/run --task.epochs 1"
+    assert main([*words.split(), "--task.batch_size", "4", "--preprocess.max_frames", "20"]) == 0
+    words = ("--encoder", tmp_path / "run", "--data", home / "poses")
+    features = embedded(capsys, tmp_path / "f.npz", *words)[1]["features"]
+    clips = PoseDataset(home / "poses", options=PreprocessOptions(max_frames=20))
+    tuned, before = (MASA.from_pretrained(each) for each in (tmp_path / "run" / "model" / "encoder", home / "run"))
+    np.testing.assert_array_equal(features, encode_dataset(tuned, clips).numpy())
+    assert not np.allclose(features, encode_dataset(before, clips).numpy())
+
+
+def test_other_clips_are_cut_as_the_store_that_was_pretrained_on(home, tmp_path, capsys):
+    pack(home / "poses", tmp_path / "store", options=PreprocessOptions(max_frames=20))
+    words = f"pretrain masa --data {tmp_path}/store --preset small --run {tmp_path}/run --system.epochs 1"
+    assert main([*words.split(), "--system.batch_size", "16"]) == 0
+    assert config.read_yaml(tmp_path / "run" / "config.yaml")["preprocess"]["max_frames"] == 20
+    assert main(["pretrain", "masa", "--resume", str(tmp_path / "run")]) == 0
+
+    def of(data):
+        return embedded(capsys, tmp_path / f"{data.name}.npz", "--encoder", tmp_path / "run", "--data", data)[1]
+
+    np.testing.assert_array_equal(of(tmp_path / "store")["features"], of(home / "poses")["features"])
+
+
+def test_frames_that_the_encoder_leaves_out_are_not_there():
+    system = open_encoder("slp:small", 0)
+    system.config = replace(system.config, max_frames=30)
+    clips = SyntheticSigns(num_classes=2, clips_per_class=2, options=PreprocessOptions(layout=79))
+    rows = encode_frames(system, clips, batch_size=3)
+    assert rows.lengths.tolist() == [min(length, 30) for length in clips.lengths] != clips.lengths
+    for place, frames in enumerate(rows.rows.split(rows.lengths.tolist())):
+        torch.testing.assert_close(frames.mean(0), system.encode(clips.batch([place]))[0], rtol=1e-3, atol=1e-4)
+
+
+def test_pictures_of_videos(home, tmp_path, capsys):
+    av = pytest.importorskip("av")
+    paths = sorted((home / "poses").rglob("*.npz"))[:3]
+    for number, path in enumerate(paths):
+        pose, video = (tmp_path / kind / "a" / path.name for kind in ("poses", "videos"))
+        pose.parent.mkdir(parents=True, exist_ok=True)
+        pose.write_bytes(path.read_bytes())
+        if number == 2:
+            continue  # a clip without a video is left out
+        video.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(video.with_suffix(".mp4")), "w") as file:
+            stream = file.add_stream("mpeg4", rate=25, width=32, height=32, pix_fmt="yuv420p")
+            for _ in range(len(load_pose(path).xy)):
+                picture = np.full((32, 32, 3), 90 * number, np.uint8)
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode())
+    words = ("--encoder", "ccl:small", "--data", tmp_path / "poses")
+    told, alone = embedded(capsys, tmp_path / "p.npz", *words)
+    seen = embedded(capsys, tmp_path / "v.npz", *words, "--videos", tmp_path / "videos")[1]
+    assert seen["names"].tolist() == alone["names"].tolist()[:2]
+    pose = alone["features"].shape[1]
+    assert seen["features"].shape[1] > pose == told["dim"]
+    np.testing.assert_allclose(seen["features"][:, -pose:], alone["features"][:2], rtol=1e-4, atol=1e-5)
+
+
 def test_an_existing_file_stands(home, tmp_path, capsys):
     out = tmp_path / "f.npz"
     out.write_text("mine")
@@ -129,7 +191,14 @@ def test_unusable_files_are_listed(home, tmp_path, capsys):
     (folder / "broken.npz").write_bytes(b"PK\x03\x04 no archive")
     told, file = embedded(capsys, tmp_path / "f.npz", "--encoder", "stc:small", "--data", tmp_path / "poses")
     assert told["skipped_files"] == 1 and len(file["features"]) == 2
-    assert "broken.npz" in (tmp_path / "f.npz-skipped.txt").read_text()
+    listed = tmp_path / "f.npz-skipped.txt"
+    assert "broken.npz" in listed.read_text()
+    (tmp_path / "f.npz").unlink()
+    words = ("--encoder", "stc:small", "--data", tmp_path / "poses", "--out", tmp_path / "f.npz")
+    assert refused(*words) == f"{listed} exists; choose another --out, or use --overwrite"
+    (folder / "broken.npz").unlink()
+    assert embed_command([*map(str, words), "--overwrite"]) == 0
+    assert not listed.exists()  # it told of a file that is not there any more
 
 
 def test_names_that_are_no_text_are_kept(home, tmp_path, capsys):
@@ -148,10 +217,13 @@ def test_names_that_are_no_text_are_kept(home, tmp_path, capsys):
     ("words", "said"),
     [
         ("--encoder stc:small --frames --out f.npz", "--frames: encoder must have features of single frames, got STC"),
-        ("--encoder stc:small --videos v --out f.npz", "--videos v: ccl reads videos, stc does not"),
+        ("--encoder stc:small --videos v --out f.npz", "--videos v: read by ccl with pictures, not by this stc"),
         ("--encoder stc:small --out f.csv", "--out f.csv: must end in .npz"),
         ("--encoder stc:small --out missing/f.npz", "--out missing/f.npz: its folder does not exist"),
         ("--encoder stc:small --out .", "--out .: is a folder"),
+        ("--encoder stc:small --out f.npz/", "--out f.npz/: is a folder"),
+        ("--encoder stc:small --out /proc/f.npz", "--out /proc/f.npz: cannot be written"),
+        ("--encoder stc:small --out f.npz --seed 9999999999999999999999", "embed: seed must be"),
         ("--encoder stc:large --out f.npz", "--encoder stc:large: stc has the presets paper, legacy, small"),
         ("--encoder nothing --out f.npz", "--encoder nothing is neither the folder of a run nor SYSTEM:PRESET"),
         ("--encoder slp:small --out f.npz --device cuda:99", "device 'cuda:99' was asked for"),
@@ -162,6 +234,16 @@ def test_what_cannot_be_is_said_before_any_work(words, said, tmp_path, monkeypat
     monkeypatch.setattr(config, "PoseDataset", None)  # clips are not even opened
     assert said in refused(*words.split(), "--data", "poses")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", ["", "--size 640x480"])
+def test_a_config_that_was_edited(home, tmp_path, flags):
+    shutil.copytree(home / "run", tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    values = config.read_yaml(path)
+    path.write_text(config.as_yaml({**values, "preprocess": "hello"}))
+    said = refused("--encoder", tmp_path / "run", "--data", home / "poses", "--out", tmp_path / "f.npz", *flags.split())
+    assert "'preprocess'" in said and "a mapping of options" in said
 
 
 def test_the_command_line_knows_it(home, tmp_path, capsys):
